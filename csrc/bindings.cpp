@@ -1,0 +1,153 @@
+// The Python module snnfast._core. It takes addresses as integers and knows no torch; snnfast/ops.py, its only caller,
+// has checked shapes, dtypes and devices.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+
+#include "api.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace snnfast {
+namespace {
+
+using Address = unsigned long long;
+using Pair = std::array<i64, 2>;
+
+template <class T = void>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+Strides strides(const Pair& pair) { return {pair[0], pair[1]}; }
+
+// Where a call runs: threads of the CPU, or a stream of a CUDA device.
+struct Where {
+    int device;  // -1: CPU
+    int threads;
+    Address stream;
+};
+
+Layout make_layout(const std::array<i64, 3>& extent, const Pair& channels, bool held, const Pair& current,
+                   const Pair& spikes, const Pair& grad_spikes, const Pair& grad_potential, const Pair& grad_current) {
+    Layout layout;
+    layout.outer = extent[0];
+    layout.steps = extent[1];
+    layout.inner = extent[2];
+    layout.channels = channels[0];
+    layout.channel_stride = channels[1];
+    layout.held = held;
+    layout.current = strides(current);
+    layout.spikes = strides(spikes);
+    layout.grad_spikes = strides(grad_spikes);
+    layout.grad_potential = strides(grad_potential);
+    layout.grad_current = strides(grad_current);
+    return layout;
+}
+
+Dynamics make_dynamics(double leak, double gain, double drive, double threshold, double reset_value, bool leaky,
+                       bool soft, bool attached, bool fire_on_equal, bool delay, bool input_decays) {
+    return {leak, gain, drive, threshold, reset_value, leaky, soft, attached, fire_on_equal, delay, input_decays};
+}
+
+Tables tables(const std::array<Address, 4>& addresses) {
+    return {pointer(addresses[0]), pointer(addresses[1]), pointer(addresses[2]), pointer(addresses[3])};
+}
+
+template <class Call>
+void run(const Call& call, const Where& where, void (*on_cpu)(const Call&, int),
+         void (*on_cuda)(const Call&, int, void*)) {
+    const py::gil_scoped_release release;
+    if (where.device < 0)
+        on_cpu(call, where.threads);
+    else
+        on_cuda(call, where.device, pointer(where.stream));
+}
+
+void forward(const Where& where, int dtype, const Layout& layout, const Dynamics& dynamics,
+             const std::array<Address, 4>& table_addresses, Address current, Address initial, Address spikes,
+             Address last, Address potential, Address checkpoints) {
+    ForwardCall call;
+    call.dtype = static_cast<DType>(dtype);
+    call.layout = layout;
+    call.dynamics = dynamics;
+    call.tables = tables(table_addresses);
+    call.current = pointer(current);
+    call.initial = pointer(initial);
+    call.spikes = pointer(spikes);
+    call.last = pointer(last);
+    call.potential = pointer(potential);
+    call.checkpoints = pointer(checkpoints);
+    run(call, where, cpu::forward, cuda::forward);
+}
+
+void backward(const Where& where, int dtype, const Layout& layout, const Dynamics& dynamics,
+              const std::array<Address, 4>& table_addresses, int shape, double gamma, double beta, Address current,
+              Address initial, Address checkpoints, Address grad_spikes, Address grad_last, Address grad_potential,
+              Address grad_current, Address grad_initial, Address grad_threshold, Address grad_tau) {
+    BackwardCall call;
+    call.dtype = static_cast<DType>(dtype);
+    call.layout = layout;
+    call.dynamics = dynamics;
+    call.tables = tables(table_addresses);
+    call.surrogate = {static_cast<Shape>(shape), gamma, beta};
+    call.current = pointer(current);
+    call.initial = pointer(initial);
+    call.checkpoints = pointer(checkpoints);
+    call.grad_spikes = pointer(grad_spikes);
+    call.grad_last = pointer(grad_last);
+    call.grad_potential = pointer(grad_potential);
+    call.grad_current = pointer(grad_current);
+    call.grad_initial = pointer(grad_initial);
+    call.grad_threshold = pointer(grad_threshold);
+    call.grad_tau = pointer(grad_tau);
+    run(call, where, cpu::backward, cuda::backward);
+}
+
+void channel_sum(const Where& where, int dtype, i64 before, i64 channels, i64 after, Address values, Address sums,
+                 Address workspace) {
+    ChannelSumCall call;
+    call.dtype = static_cast<DType>(dtype);
+    call.before = before;
+    call.channels = channels;
+    call.after = after;
+    call.values = pointer(values);
+    call.sums = pointer<double>(sums);
+    call.workspace = pointer<double>(workspace);
+    run(call, where, cpu::channel_sum, cuda::channel_sum);
+}
+
+}  // namespace
+}  // namespace snnfast
+
+PYBIND11_MODULE(SNNFAST_MODULE, m) {
+    using namespace snnfast;
+    m.doc() = "Compiled kernels of snnfast; internal, called by snnfast.ops.";
+    py::class_<Where>(m, "Where")
+        .def_property_readonly("on_device", [](const Where& where) { return where.device >= 0; })
+        .def(py::init([](int device, int threads, Address stream) {
+        return Where{device, threads, stream};
+    }));
+    py::class_<Layout>(m, "Layout").def(py::init(&make_layout), py::kw_only(), py::arg("extent"), py::arg("channels"),
+                                        py::arg("held"), py::arg("current"), py::arg("spikes"),
+                                        py::arg("grad_spikes"), py::arg("grad_potential"), py::arg("grad_current"));
+    py::class_<Dynamics>(m, "Dynamics")
+        .def(py::init(&make_dynamics), py::kw_only(), py::arg("leak"), py::arg("gain"), py::arg("drive"),
+             py::arg("threshold"), py::arg("reset_value"), py::arg("leaky"), py::arg("soft"), py::arg("attached"),
+             py::arg("fire_on_equal"), py::arg("delay"), py::arg("input_decays"));
+    m.def("forward", &forward);
+    m.def("backward", &backward);
+    m.def("channel_sum", &channel_sum);
+    m.def("channel_sum_workspace", &cuda::channel_sum_workspace);
+    m.def("use_openmp_of", &use_openmp_of);
+    m.def("instruction_set", &cpu::instruction_set);
+    m.def("use_instruction_set", &cpu::use_instruction_set);
+    m.attr("checkpoint_interval") = checkpoint_interval;
+    m.attr("with_cuda") = cuda::compiled();
+    m.attr("cuda_toolkit") = cuda::toolkit();
+    m.attr("cuda_architectures") = cuda::architectures();
+    m.attr("compiler") = SNNFAST_COMPILER;
+}

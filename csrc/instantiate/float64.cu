@@ -1,0 +1,3 @@
+#include "../launch.cuh"
+
+template struct snnfast::cuda::Launcher<double>;

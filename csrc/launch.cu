@@ -1,0 +1,82 @@
+// The CUDA side of api.h: device guard, choice of dtype, launch, error check. Never synchronizes, so that a stream
+// may be captured into a CUDA graph.
+#include "launch.cuh"
+
+namespace snnfast {
+namespace cuda {
+
+extern template struct Launcher<float>;
+extern template struct Launcher<double>;
+extern template struct Launcher<float16>;
+extern template struct Launcher<bfloat16>;
+
+namespace {
+
+class DeviceGuard {
+public:
+    explicit DeviceGuard(int device) {
+        check(cudaGetDevice(&previous_), "cudaGetDevice");
+        if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
+        switched_ = device != previous_;
+    }
+    ~DeviceGuard() {
+        if (switched_) cudaSetDevice(previous_);
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+private:
+    int previous_ = 0;
+    bool switched_ = false;
+};
+
+template <class Use>
+void with_storage(DType dtype, Use use) {
+    switch (dtype) {
+        case DType::float32: return use(Launcher<float>{});
+        case DType::float64: return use(Launcher<double>{});
+        case DType::float16: return use(Launcher<float16>{});
+        case DType::bfloat16: return use(Launcher<bfloat16>{});
+    }
+}
+
+unsigned pieces_of(i64 before, i64 after) {
+    constexpr i64 values_per_thread = 16;
+    const i64 pieces = before * after / (threads_per_block * values_per_thread);
+    return static_cast<unsigned>(pieces < 1 ? 1 : pieces > 512 ? 512 : pieces);
+}
+
+}  // namespace
+
+void forward(const ForwardCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    with_storage(call.dtype, [&](auto launcher) { launcher.forward(call, stream); });
+}
+
+void backward(const BackwardCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    with_storage(call.dtype, [&](auto launcher) { launcher.backward(call, stream); });
+}
+
+i64 channel_sum_workspace(i64 before, i64 channels, i64 after) { return channels * pieces_of(before, after); }
+
+void channel_sum(const ChannelSumCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    const unsigned pieces = pieces_of(call.before, call.after);
+    const dim3 blocks(static_cast<unsigned>(call.channels), pieces);
+    if (call.dtype == DType::float64)
+        launch(channel_sum_kernel<double>, blocks, stream, static_cast<const double*>(call.values), call.workspace,
+               call.before, call.channels, call.after);
+    else
+        launch(channel_sum_kernel<float>, blocks, stream, static_cast<const float*>(call.values), call.workspace,
+               call.before, call.channels, call.after);
+    launch(channel_sum_kernel<double>, dim3(static_cast<unsigned>(call.channels)), stream,
+           static_cast<const double*>(call.workspace), call.sums, i64(1), call.channels, i64(pieces));
+}
+
+bool compiled() { return true; }
+const char* toolkit() { return SNNFAST_CUDA_TOOLKIT; }
+const char* architectures() { return SNNFAST_CUDA_ARCHITECTURES; }
+
+}  // namespace cuda
+}  // namespace snnfast

@@ -1,0 +1,139 @@
+// Chooses a kernel and launches it. Instantiated once per storage dtype, each in a file of its own (csrc/instantiate),
+// so that they compile side by side.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.cuh"
+
+namespace snnfast {
+namespace cuda {
+
+inline void check(cudaError_t status, const char* what) {
+    if (status != cudaSuccess)
+        throw std::runtime_error(std::string("snnfast: ") + what + ": " + cudaGetErrorString(status));
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 blocks, void* stream, const Arguments&... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = blocks;
+    config.blockDim = dim3(threads_per_block);
+    config.stream = static_cast<cudaStream_t>(stream);
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "kernel launch");
+}
+
+inline dim3 blocks_for(const Layout& layout, int width) {
+    const i64 packs = (layout.neurons() + width - 1) / width;
+    const i64 blocks = (packs + threads_per_block - 1) / threads_per_block;
+    if (blocks > 0x7fffffff) throw std::runtime_error("snnfast: more neurons than one launch can address");
+    return dim3(static_cast<unsigned>(blocks));
+}
+
+// Whether rows of `data` start on a multiple of Width elements.
+template <class T>
+bool fits(int width, const void* data, const Strides& strides, const Layout& layout) {
+    const i64 bytes = sizeof(T) * width < 16 ? sizeof(T) * width : 16;
+    return reinterpret_cast<unsigned long long>(data) % bytes == 0 && strides.step % width == 0 &&
+           (layout.outer == 1 || strides.outer % width == 0);
+}
+
+template <class S>
+bool state_fits(int width, std::initializer_list<const void*> arrays) {
+    const i64 bytes = sizeof(S) * width < 16 ? sizeof(S) * width : 16;
+    for (const void* data : arrays)
+        if (reinterpret_cast<unsigned long long>(data) % bytes != 0) return false;
+    return true;
+}
+
+inline bool is_hard_detached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && !d.soft && !d.attached; }
+inline bool is_soft_attached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && d.soft && d.attached; }
+
+template <class Storage>
+struct Launcher {
+    using S = State<Storage>;
+    static constexpr int forward_width = 16 / sizeof(Storage);
+    // Sixteen-byte accesses in a 16-bit type would be eight neurons a thread, and their blocks spill registers.
+    static constexpr int backward_width = sizeof(Storage) == 8 ? 2 : 4;
+
+    static void forward(const ForwardCall& call, void* stream);
+    static void backward(const BackwardCall& call, void* stream);
+
+private:
+    template <int Width, class D>
+    static void run_forward(const ForwardCall& call, void* stream) {
+        const dim3 blocks = blocks_for(call.layout, Width);
+        if (call.layout.held)
+            launch(forward_kernel<Storage, Width, D, true>, blocks, stream, call);
+        else
+            launch(forward_kernel<Storage, Width, D, false>, blocks, stream, call);
+    }
+
+    template <int Width, int Block, class Surrogate, class D, bool Extras>
+    static void run_backward(const BackwardCall& call, void* stream) {
+        const dim3 blocks = blocks_for(call.layout, Width);
+        if (call.layout.held)
+            launch(backward_kernel<Storage, Width, Block, Surrogate, D, true, Extras>, blocks, stream, call);
+        else
+            launch(backward_kernel<Storage, Width, Block, Surrogate, D, false, Extras>, blocks, stream, call);
+    }
+
+    template <class D>
+    static void run_specialised_backward(const BackwardCall& call, void* stream) {
+        if (call.layout.steps <= steps_ahead)
+            run_backward<backward_width, steps_ahead, FastSigmoid, D, false>(call, stream);
+        else
+            run_backward<backward_width, checkpoint_interval, FastSigmoid, D, false>(call, stream);
+    }
+};
+
+template <class Storage>
+void Launcher<Storage>::forward(const ForwardCall& call, void* stream) {
+    const Layout& layout = call.layout;
+    constexpr int width = forward_width;
+    const bool wide = layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
+                      fits<Storage>(width, call.spikes, layout.spikes, layout) &&
+                      state_fits<S>(width, {call.initial, call.last, call.potential, call.checkpoints});
+    const bool extras = call.potential || call.dynamics.delay;
+    if (!wide)
+        run_forward<1, General<S>>(call, stream);
+    else if (!extras && is_hard_detached(call.dynamics))
+        run_forward<width, HardDetached<S>>(call, stream);
+    else if (!extras && is_soft_attached(call.dynamics))
+        run_forward<width, SoftAttached<S>>(call, stream);
+    else
+        run_forward<width, General<S>>(call, stream);
+}
+
+template <class Storage>
+void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
+    const Layout& layout = call.layout;
+    constexpr int width = backward_width;
+    const bool wide = layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
+                      fits<Storage>(width, call.grad_spikes, layout.grad_spikes, layout) &&
+                      fits<S>(width, call.grad_potential, layout.grad_potential, layout) &&
+                      fits<Storage>(width, call.grad_current, layout.grad_current, layout) &&
+                      state_fits<S>(width, {call.initial, call.checkpoints, call.grad_last, call.grad_initial,
+                                            call.grad_threshold, call.grad_tau});
+    const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
+    const bool fast_sigmoid = call.surrogate.shape == Shape::fast_sigmoid;
+    if (wide && fast_sigmoid && !extras && is_hard_detached(call.dynamics))
+        return run_specialised_backward<HardDetached<S>>(call, stream);
+    if (wide && fast_sigmoid && !extras && is_soft_attached(call.dynamics))
+        return run_specialised_backward<SoftAttached<S>>(call, stream);
+    with_shape(call.surrogate.shape, [&](auto shape) {
+        using Surrogate = decltype(shape);
+        if (!wide)
+            run_backward<1, checkpoint_interval, Surrogate, General<S>, true>(call, stream);
+        else if (extras)
+            run_backward<width, checkpoint_interval, Surrogate, General<S>, true>(call, stream);
+        else
+            run_backward<width, checkpoint_interval, Surrogate, General<S>, false>(call, stream);
+    });
+}
+
+}  // namespace cuda
+}  // namespace snnfast

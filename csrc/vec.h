@@ -1,0 +1,152 @@
+// SIMD vectors for the CPU kernels: the compiler's vector types with the register width of one instruction set.
+//
+// They take part in ordinary expressions (a ? b : c selects lane by lane), so the step mathematics in neuron.h is
+// compiled from the same lines for a number and for a vector. Include this header before neuron.h's templates are used.
+#pragma once
+
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "neuron.h"
+
+namespace snnfast {
+inline namespace SNNFAST_TARGET {
+
+#if defined(__AVX512F__)
+constexpr int register_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int register_bytes = 32;
+#else
+constexpr int register_bytes = 16;
+#endif
+
+typedef float FloatLanes __attribute__((vector_size(register_bytes)));
+typedef double DoubleLanes __attribute__((vector_size(register_bytes)));
+typedef unsigned UnsignedLanes __attribute__((vector_size(register_bytes)));
+typedef unsigned long long LongLanes __attribute__((vector_size(register_bytes)));
+typedef unsigned short HalfLanes __attribute__((vector_size(register_bytes / 2)));  // as many as FloatLanes has
+
+template <>
+struct LanesOf<FloatLanes> {
+    using Scalar = float;
+    using Bits = UnsignedLanes;
+};
+template <>
+struct LanesOf<DoubleLanes> {
+    using Scalar = double;
+    using Bits = LongLanes;
+};
+
+template <class S>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    using type = FloatLanes;
+};
+template <>
+struct VectorOf<double> {
+    using type = DoubleLanes;
+};
+template <class S>
+using Vector = typename VectorOf<S>::type;
+
+// How a vector of states is read from and written to an array of Storage: as many elements as the state has lanes.
+template <class Storage>
+struct Packing {  // float and double are stored as they are
+    using Stored = Vector<Storage>;
+    SNNFAST_HD static Vector<Storage> widen(Stored stored) { return stored; }
+    SNNFAST_HD static Stored narrow(Vector<Storage> value) { return value; }
+};
+template <>
+struct Packing<float16> {
+    using Stored = HalfLanes;
+    SNNFAST_HD static FloatLanes widen(Stored stored) {
+        return widen_float16<FloatLanes>(__builtin_convertvector(stored, UnsignedLanes));
+    }
+    SNNFAST_HD static Stored narrow(FloatLanes value) {
+        return __builtin_convertvector((narrow_float16<FloatLanes, UnsignedLanes>(value)), HalfLanes);
+    }
+};
+template <>
+struct Packing<bfloat16> {
+    using Stored = HalfLanes;
+    SNNFAST_HD static FloatLanes widen(Stored stored) {
+        return widen_bfloat16<FloatLanes>(__builtin_convertvector(stored, UnsignedLanes));
+    }
+    SNNFAST_HD static Stored narrow(FloatLanes value) {
+        return __builtin_convertvector((narrow_bfloat16<FloatLanes, UnsignedLanes>(value)), HalfLanes);
+    }
+};
+
+template <class Storage>
+constexpr int lanes = sizeof(Vector<State<Storage>>) / sizeof(State<Storage>);
+
+// A store past the caches, for outputs too large to be found there again. `to` is aligned to the vector's size.
+template <class Stored>
+SNNFAST_HD void stream(void* to, Stored stored) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Stored) == 64) return _mm512_stream_si512((__m512i*)to, (__m512i)stored);
+#endif
+#if defined(__AVX__)
+    if constexpr (sizeof(Stored) == 32) return _mm256_stream_si256((__m256i*)to, (__m256i)stored);
+#endif
+#if defined(__SSE2__)
+    if constexpr (sizeof(Stored) == 16) return _mm_stream_si128((__m128i*)to, (__m128i)stored);
+#endif
+    std::memcpy(to, &stored, sizeof(Stored));
+}
+
+inline void end_of_streaming() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+// A whole vector at a time, and the shorter one at the end of a tile: the same interface, so that a loop body is
+// written once. Lanes past the end compute on zeros and are not stored.
+struct WholeVector {
+    template <class Storage>
+    SNNFAST_HD Vector<State<Storage>> load(const Storage* from) const {
+        typename Packing<Storage>::Stored stored;
+        std::memcpy(&stored, from, sizeof stored);
+        return Packing<Storage>::widen(stored);
+    }
+    template <class Storage>
+    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value, bool past_caches = false) const {
+        const auto stored = Packing<Storage>::narrow(value);
+        if (past_caches)
+            stream(to, stored);
+        else
+            std::memcpy(to, &stored, sizeof stored);
+    }
+};
+
+struct PartOfVector {
+    i64 count;
+
+    template <class Storage>
+    SNNFAST_HD Vector<State<Storage>> load(const Storage* from) const {
+        typename Packing<Storage>::Stored stored{};
+        std::memcpy(&stored, from, count * sizeof(Storage));
+        return Packing<Storage>::widen(stored);
+    }
+    template <class Storage>
+    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value, bool = false) const {
+        const auto stored = Packing<Storage>::narrow(value);
+        std::memcpy(to, &stored, count * sizeof(Storage));
+    }
+};
+
+// Calls body(whole or part, first index) for every vector of [0, count).
+template <class Storage, class Body>
+SNNFAST_HD void for_each_vector(i64 count, Body body) {
+    i64 i = 0;
+    for (; i + lanes<Storage> <= count; i += lanes<Storage>) body(WholeVector{}, i);
+    if (i < count) body(PartOfVector{count - i}, i);
+}
+
+}  // namespace SNNFAST_TARGET
+}  // namespace snnfast

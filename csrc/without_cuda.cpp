@@ -1,0 +1,23 @@
+// The CUDA side of api.h in a build without CUDA. snnfast/ops.py refuses CUDA tensors before it comes here.
+#include <stdexcept>
+
+#include "api.h"
+
+namespace snnfast {
+namespace cuda {
+namespace {
+
+[[noreturn]] void refuse() { throw std::runtime_error("snnfast was built without CUDA kernels"); }
+
+}  // namespace
+
+void forward(const ForwardCall&, int, void*) { refuse(); }
+void backward(const BackwardCall&, int, void*) { refuse(); }
+void channel_sum(const ChannelSumCall&, int, void*) { refuse(); }
+i64 channel_sum_workspace(i64, i64, i64) { refuse(); }
+bool compiled() { return false; }
+const char* toolkit() { return ""; }
+const char* architectures() { return ""; }
+
+}  // namespace cuda
+}  // namespace snnfast

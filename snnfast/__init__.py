@@ -1,0 +1,22 @@
+"""Spiking neurons for PyTorch whose whole life in time is one kernel, forward and backward.
+
+``snnfast.IF`` and ``snnfast.LIF`` are drop-in layers: currents [T, B, ...] in, spikes of the same shape out. The
+mathematics is that of *Training Deep Spiking Neural Networks* (Ledinauskas et al. 2020, arXiv 2006.04436).
+"""
+
+from . import functional, reference, surrogate
+from ._backend import build_info
+from ._version import __version__
+from .layers import IF, LIF, OverTime, Readout
+
+__all__ = [
+    "IF",
+    "LIF",
+    "OverTime",
+    "Readout",
+    "__version__",
+    "build_info",
+    "functional",
+    "reference",
+    "surrogate",
+]

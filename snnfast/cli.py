@@ -1,0 +1,161 @@
+"""The command ``snnfast``: ``info``, ``bench`` and ``train``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+_BENCH_HELP = "measure the layers against the loops and libraries they replace, on the devices present"
+_OK, _FAILED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+
+
+class _UsageError(Exception):
+    """An argument that the parser refuses."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage text, which would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{self.prog}: error: {message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with ``argv`` (default: the process's arguments).
+
+    Returns its exit code: 0; 1 where training diverged or compared results differ; 2 for wrong arguments, missing
+    data or an output folder that cannot be written, said in one line on stderr; 130 when interrupted. An error that
+    is not the user's is raised.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["bench"]:
+            # Ahead of the parser: what follows, --help included, is the benchmark suite's own.
+            from snnfast import benchmarks
+
+            return benchmarks.main(arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        return parsed.command(parsed)
+    except _UsageError as error:
+        print(error, file=sys.stderr)
+        return _USAGE
+    except SystemExit as exit_:  # --help and --version
+        return exit_.code if isinstance(exit_.code, int) else _OK
+    except KeyboardInterrupt:
+        print("\nsnnfast: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    import snnfast
+
+    parser = _Parser(prog="snnfast", description="Spiking neurons over time as one kernel, for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"snnfast {snnfast.__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="{info,bench,train}", required=True, parser_class=_Parser
+    )
+    info = commands.add_parser("info", help="print what was compiled and which versions are in use")
+    info.set_defaults(command=_info)
+    commands.add_parser("bench", help=_BENCH_HELP, add_help=False)
+    _add_train(commands.add_parser("train", help="train a small convolutional spiking network on real images"))
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from snnfast.data import data_sets
+    from snnfast.training import IMPLEMENTATIONS
+
+    parser.description = (
+        "Trains a small convolutional network of integrate-and-fire neurons: constant-current input, summed readout, "
+        "AdamW with a one-cycle schedule. Options that are not given take what suits the data set."
+    )
+    parser.set_defaults(command=_train)
+    parser.add_argument(
+        "--data", default="digits", metavar="NAME", help=f"data set: {', '.join(data_sets())} (default: digits)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder with the data set's files (default: $SNNFAST_DATA; digits needs none)"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--layer",
+        metavar="NAME",
+        help=f"implementation of the neurons: {', '.join(IMPLEMENTATIONS)} (default: fused)",
+    )
+    which.add_argument(
+        "--compare",
+        action="store_true",
+        help="train fused and naive in turn; print the speed-up of the whole step and of the neuron layers",
+    )
+    parser.add_argument("--steps", type=int, metavar="T", help="time steps an image is held for (default: 10)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images a batch")
+    parser.add_argument("--lr", type=float, metavar="RATE", help="highest learning rate")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the weights and the order of the images (default: 0)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU where there is one with kernels for it)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for history and summary (default: ./snnfast-train); files of an earlier run with the same layer "
+        "are overwritten, others stay",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from snnfast.data import DataError
+    from snnfast.training import DivergedError, MismatchError, OptionError, OutputError, TrainOptions, compare, train
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "compare", "data")}
+    try:
+        options = TrainOptions.for_data(arguments.data, **given)
+        if arguments.compare:
+            compare(options)
+        else:
+            train(options)
+    except (DataError, OptionError, OutputError) as error:
+        print(f"snnfast train: error: {error}", file=sys.stderr)
+        return _USAGE
+    except (DivergedError, MismatchError) as error:
+        print(f"snnfast train: {error}", file=sys.stderr)
+        return _FAILED
+    return _OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    import torch
+
+    import snnfast
+
+    facts: dict[str, Any] = {
+        "snnfast": snnfast.__version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or "none",
+        "build": snnfast.build_info(),
+    }
+    _print_facts(facts)
+    return _OK
+
+
+def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
+    """Names in one column, values in the next; nested facts indented below their name."""
+    width = max((len(str(name)) for name in facts), default=0)
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            print(f"{indent}{name}")
+            _print_facts(value, indent + "  ")
+        elif isinstance(value, list | tuple):
+            print(f"{indent}{name:<{width}}  {', '.join(map(str, value)) or 'none'}")
+        else:
+            print(f"{indent}{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,242 @@
+"""The options of a neuron, checked once and kept together: what it does at every step, whatever runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .surrogate import FastSigmoid, Surrogate
+
+RESETS = ("hard", "soft")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+# The bits of `Dynamics.flags`; ops.py hands them to the core.
+LEAKY, SOFT, ATTACHED, FIRE_ON_EQUAL, DELAY, INPUT_DECAYS = (1 << bit for bit in range(6))
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """One neuron's dynamics (MATH.md section 1) and surrogate. Build it with :func:`make_dynamics`.
+
+    ``threshold`` and ``tau`` are 0.0 where the call gives a tensor for them.
+    """
+
+    name: str  # of the layer or function, for messages
+    threshold: float
+    tau: float
+    reset_value: float
+    flags: int
+    surrogate: Any  # a Surrogate; in sf.reference also any callable
+    # What every op takes: threshold, tau, reset value, flags, shape, gamma, beta.
+    numbers: tuple[float, float, float, int, int, float, float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        s = self.surrogate
+        shape = (s.code, s.gamma, s.beta) if isinstance(s, Surrogate) else (-1, 0.0, 0.0)
+        object.__setattr__(self, "numbers", (self.threshold, self.tau, self.reset_value, self.flags, *shape))
+
+    @property
+    def leaky(self) -> bool:
+        return bool(self.flags & LEAKY)
+
+    @property
+    def soft(self) -> bool:
+        return bool(self.flags & SOFT)
+
+    @property
+    def attached(self) -> bool:
+        return bool(self.flags & ATTACHED)
+
+    @property
+    def fire_on_equal(self) -> bool:
+        return bool(self.flags & FIRE_ON_EQUAL)
+
+    @property
+    def delay(self) -> bool:
+        return bool(self.flags & DELAY)
+
+    @property
+    def input_decays(self) -> bool:
+        return bool(self.flags & INPUT_DECAYS)
+
+
+def number(name: str, value: object) -> float:
+    """A Python number as a float; TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    return float(value)
+
+
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_threshold(value: float | Tensor) -> float:
+    """The threshold's number, 0.0 for a tensor (whose values are not read: that would wait for the device)."""
+    if isinstance(value, Tensor):
+        return 0.0
+    threshold = number("threshold", value)
+    if math.isnan(threshold) or threshold < 0:
+        raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
+    return threshold
+
+
+def check_tau(value: float | Tensor) -> float:
+    """The time constant's number, 0.0 for a tensor."""
+    if isinstance(value, Tensor):
+        return 0.0
+    tau = number("tau", value)
+    if not tau > 1:
+        raise ValueError(f"tau must be greater than 1 step, got {tau}")
+    return tau
+
+
+def check_surrogate(value: object, *, custom: bool, name: str) -> Surrogate | Callable[[Tensor], Tensor]:
+    if value is None:
+        return FastSigmoid()
+    if isinstance(value, Surrogate) and type(value) is not Surrogate:
+        return value
+    if isinstance(value, type) and issubclass(value, Surrogate):
+        raise TypeError(f"surrogate must be an instance, got the class {value.__name__}: write {value.__name__}()")
+    if callable(value):
+        if custom:
+            return value
+        what = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(
+            f"surrogate: {name} runs compiled kernels and cannot call {what!r}; allowed are the shapes of "
+            "snnfast.surrogate (a custom callable runs in snnfast.reference only)"
+        )
+    raise TypeError(f"surrogate must be one of the shapes of snnfast.surrogate, got {value!r}")
+
+
+def make_dynamics(
+    name: str,
+    *,
+    threshold: float | Tensor = 1.0,
+    tau: float | Tensor | None = None,
+    decay_input: bool = True,
+    reset: str = "hard",
+    reset_value: float = 0.0,
+    surrogate: object = None,
+    detach_reset: bool | None = None,
+    fire_on_equal: bool = False,
+    delay: bool = False,
+    custom_surrogate: bool = False,
+) -> Dynamics:
+    """Checks the options and packs them. ``tau=None`` is a neuron without leak.
+
+    Raises:
+        TypeError: an option of the wrong type, or a custom surrogate where kernels run.
+        ValueError: an option out of its range.
+    """
+    if reset not in RESETS:
+        raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}")
+    soft = reset == "soft"
+    value = number("reset_value", reset_value)
+    if not math.isfinite(value):
+        raise ValueError(f"reset_value must be finite, got {value}")
+    if soft and value != 0:
+        raise ValueError(f"reset_value must be 0 with reset='soft', which subtracts the threshold; got {value}")
+    # The paper's rule: "we take the gradient of spikes to be zero" at a hard reset; a soft one is differentiated.
+    attached = soft if detach_reset is None else not flag("detach_reset", detach_reset)
+    flags = (
+        LEAKY * (tau is not None)
+        | SOFT * soft
+        | ATTACHED * attached
+        | FIRE_ON_EQUAL * flag("fire_on_equal", fire_on_equal)
+        | DELAY * flag("delay", delay)
+        | INPUT_DECAYS * (flag("decay_input", decay_input) and tau is not None)
+    )
+    return Dynamics(
+        name=name,
+        threshold=check_threshold(threshold),
+        tau=0.0 if tau is None else check_tau(tau),
+        reset_value=value,
+        flags=flags,
+        surrogate=check_surrogate(surrogate, custom=custom_surrogate, name=name),
+    )
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype a neuron computes and keeps its potential in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_call(
+    name: str,
+    current: Tensor,
+    v0: Tensor | None,
+    threshold: Tensor | None,
+    tau: Tensor | None,
+    steps: int | None,
+    time_dim: int,
+) -> None:
+    """Checks what a call is given, reading shapes, dtypes and devices only.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that is not allowed.
+        ValueError: a shape, device, number of steps or time_dim that is not allowed.
+        RuntimeError: a device that snnfast has no kernels for.
+    """
+    if not isinstance(current, Tensor):
+        raise TypeError(f"current must be a tensor, got {type(current).__name__}")
+    if current.dtype not in DTYPES:
+        raise TypeError(f"current must be float32, float64, float16 or bfloat16, got {current.dtype}")
+    if current.layout != torch.strided:
+        raise TypeError(f"current must be a dense tensor, got layout {current.layout}")
+    if time_dim not in (0, 1) or isinstance(time_dim, bool):
+        raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+    if steps is None:
+        if current.dim() <= time_dim:
+            what = "[T, B, ...]" if time_dim == 0 else "[B, T, ...]"
+            raise ValueError(f"current must have the shape {what} (time_dim={time_dim}), got {list(current.shape)}")
+        if current.shape[time_dim] == 0:
+            raise ValueError(f"current has 0 time steps in dimension {time_dim} of {list(current.shape)}; at least 1")
+        sizes = [*current.shape[:time_dim], *current.shape[time_dim + 1 :]]
+    else:
+        # A symbolic number stands for an int while torch.compile traces.
+        if isinstance(steps, bool) or not isinstance(steps, int | torch.SymInt):
+            raise TypeError(f"steps must be an int, got {type(steps).__name__}")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if current.dim() == 0:
+            raise ValueError("current held over steps must have the shape [B, ...], got a 0-d tensor")
+        sizes = list(current.shape)
+    for what, table in (("threshold", threshold), ("tau", tau)):
+        if table is not None:
+            check_table(what, table, current, sizes)
+    if v0 is not None:
+        if not isinstance(v0, Tensor):
+            raise TypeError(f"v0 must be a tensor, got {type(v0).__name__}")
+        if v0.dtype not in DTYPES:
+            raise TypeError(f"v0 must be float32, float64, float16 or bfloat16, got {v0.dtype}")
+        if list(v0.shape) != sizes:
+            raise ValueError(
+                f"v0 must have the shape of one step, {sizes}, got {list(v0.shape)}"
+                + (" (a carried state: call reset_state() before a batch of another shape)" if "IF" in name else "")
+            )
+        if v0.device != current.device:
+            raise ValueError(f"v0 is on {v0.device}, current on {current.device}; both must be on one device")
+
+
+def check_table(what: str, table: Tensor, current: Tensor, sizes: list[int]) -> None:
+    """A threshold or tau given as a tensor: 0-d, or one value per channel."""
+    if table.dtype not in DTYPES:
+        raise TypeError(f"{what} must be float32, float64, float16 or bfloat16, got {table.dtype}")
+    if table.device != current.device:
+        raise ValueError(f"{what} is on {table.device}, current on {current.device}; both must be on one device")
+    if table.dim() == 1 and len(sizes) < 2:
+        raise ValueError(f"{what} per channel needs a channel dimension after time and batch; one step is {sizes}")
+    if table.dim() > 1 or (table.dim() == 1 and table.shape[0] != sizes[1]):
+        channels = sizes[1] if len(sizes) > 1 else 1
+        raise ValueError(
+            f"{what} must be a number, a 0-d tensor or a 1-d tensor of length {channels} (the channels), "
+            f"got shape {list(table.shape)}"
+        )

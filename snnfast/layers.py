@@ -1,0 +1,350 @@
+"""Spiking neurons as torch.nn layers, and the two small layers that let ordinary networks run over time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional, ops
+from .dynamics import Dynamics, flag, make_dynamics, number
+from .surrogate import Surrogate
+
+__all__ = ["IF", "LIF", "OverTime", "Readout"]
+
+_OPTIONS = ("reset", "reset_value", "surrogate", "detach_reset", "fire_on_equal", "delay")
+_OPTION_DEFAULTS = {"reset": "hard", "reset_value": 0.0, "detach_reset": None, "fire_on_equal": False, "delay": False}
+
+
+class _Neuron(nn.Module):
+    """What IF and LIF share: options, threshold, carried state, checkpoints.
+
+    Options are ordinary attributes; assigning one (``layer.surrogate = …``) checks it and takes effect at once.
+    """
+
+    _dynamics: Dynamics
+
+    def __init__(
+        self,
+        threshold: float | Tensor,
+        tau: float | Tensor | None,
+        decay_input: bool,
+        learn_threshold: bool,
+        time_dim: int,
+        carry_state: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if time_dim not in (0, 1) or isinstance(time_dim, bool):
+            raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        if flag("carry_state", carry_state) and options["delay"]:
+            raise ValueError("delay=True cannot be used with carry_state=True: the potential alone does not hold the "
+                             "pending spike")  # fmt: skip
+        checked = make_dynamics(
+            type(self).__name__, threshold=threshold, tau=tau, decay_input=decay_input, **options
+        )
+        self.time_dim = time_dim
+        self.carry_state = carry_state
+        self._state: Tensor | None = None
+        set_table(self, "threshold", threshold, flag("learn_threshold", learn_threshold))
+        for name in _OPTIONS:
+            super().__setattr__(name, checked.surrogate if name == "surrogate" else options[name])
+        super().__setattr__("_dynamics", checked)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_dynamics" in self.__dict__:
+            if name in (*_OPTIONS, "tau", "decay_input") or (name == "threshold" and not isinstance(value, Tensor)):
+                options = {**self._options(), name: value}
+                if options["delay"] and self.carry_state:
+                    raise ValueError("delay=True cannot be used with carry_state=True")
+                checked = make_dynamics(type(self).__name__, **options)
+                super().__setattr__("_dynamics", checked)
+                if name == "surrogate":
+                    value = checked.surrogate
+            elif name in ("time_dim", "carry_state"):
+                raise AttributeError(f"{name} is fixed when the layer is made")
+        super().__setattr__(name, value)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("threshold", *_OPTIONS)}
+
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        """Threshold and tau where they are tensors."""
+        threshold = self.threshold
+        return (threshold if isinstance(threshold, Tensor) else None), None
+
+    def forward(self, current: Tensor, steps: int | None = None) -> Tensor:
+        """Runs the neurons over all time steps.
+
+        Args:
+            current: [T, B, ...] ([B, T, ...] with time_dim=1), or with ``steps`` a [B, ...] current to hold.
+            steps: number of steps T that a current without time axis is held for.
+
+        Returns:
+            Spikes, zeros and ones: the current's shape, dtype and memory format; [T, B, ...] ([B, T, ...]) when held.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, NotImplementedError: see snnfast.functional.integrate_and_fire.
+        """
+        threshold, tau = self._tables()
+        if not self.carry_state:
+            return functional.run(self._dynamics, current, None, threshold, tau, steps, self.time_dim, 0)[0]
+        v0 = self._state
+        if v0 is not None and isinstance(current, Tensor):
+            v0 = v0.to(current.device)
+        spikes, v_last, _ = functional.run(
+            self._dynamics, current, v0, threshold, tau, steps, self.time_dim, ops.LAST
+        )
+        self._state = v_last
+        return spikes
+
+    @property
+    def state(self) -> Tensor | None:
+        """The carried potential, shaped like one step, in the state's dtype; None before a call and without one."""
+        return self._state
+
+    def reset_state(self) -> None:
+        """Forgets the carried potential: the next call starts at rest, with any batch size."""
+        self._state = None
+
+    def detach_state(self) -> None:
+        """Keeps the carried potential's values and cuts its graph (truncated backpropagation through time)."""
+        if self._state is not None:
+            self._state = self._state.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A carried potential in the middle of a graph can be neither copied nor pickled; its values can.
+        state = self.__dict__.copy()
+        if state["_state"] is not None:
+            state["_state"] = state["_state"].detach().clone()
+        return state
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # The surrogate travels in the state dict's metadata, which load_state_dict and torch.save know: no keys of its
+        # own, so that checkpoints interchange with networks whose activations have none.
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:
+            s = self._dynamics.surrogate
+            metadata.setdefault(prefix[:-1], {})["surrogate"] = {
+                "shape": type(s).__name__,
+                "gamma": s.gamma,
+                "beta": s.beta,
+            }
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        saved = (local_metadata or {}).get("surrogate")
+        if saved:
+            from . import surrogate
+
+            self.surrogate = getattr(surrogate, saved["shape"])(gamma=saved["gamma"], beta=saved["beta"])
+
+    def extra_repr(self) -> str:
+        shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
+        for name, default in _OPTION_DEFAULTS.items():
+            if name != "reset" and getattr(self, name) != default:
+                shown.append(f"{name}={getattr(self, name)!r}")
+        if self.time_dim:
+            shown.append(f"time_dim={self.time_dim}")
+        if self.carry_state:
+            shown.append("carry_state=True")
+        if isinstance(self.threshold, nn.Parameter):
+            shown.append("learn_threshold=True")
+        return ", ".join(shown)
+
+
+def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -> None:
+    """Stores a number as it is, a tensor as a buffer, and what is learned as a parameter."""
+    if learn:
+        tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+        layer.register_parameter(name, nn.Parameter(tensor))
+    elif isinstance(value, Tensor):
+        layer.register_buffer(name, value.detach().clone())
+    else:
+        nn.Module.__setattr__(layer, name, number(name, value))
+
+
+def show_table(value: float | Tensor) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"tensor of shape {list(value.shape)}"
+
+
+class IF(_Neuron):
+    """Integrate-and-fire neurons, a drop-in activation for spiking networks (the paper's equations 1, 2, 8 and 9).
+
+    ``layer(current)`` takes currents [T, B, ...] and returns spikes of the same shape, dtype and memory format;
+    ``layer(current, steps=T)`` holds one [B, ...] current for T steps. A layer starts every call at rest unless
+    ``carry_state=True``. The recursion is in :func:`snnfast.functional.integrate_and_fire`.
+
+    Args:
+        threshold: a number >= 0, a 0-d tensor, or a 1-d tensor with one value per channel (the dimension after time
+            and batch).
+        reset: "hard" (to reset_value) or "soft" (subtract the threshold).
+        reset_value: potential after a hard reset.
+        surrogate: a shape from :mod:`snnfast.surrogate`; None is ``FastSigmoid(gamma=10.0, beta=1.0)``.
+        detach_reset: whether gradients ignore the reset; None is the paper's rule (hard: True, soft: False).
+        fire_on_equal: fire at potentials equal to the threshold too.
+        delay: emit each spike one step later (not with carry_state).
+        time_dim: the time dimension of inputs and outputs, 0 or 1.
+        carry_state: start each call from the last potential of the call before. See :meth:`reset_state` and
+            :meth:`detach_state`. A batch of another shape is a ValueError until the state is reset; the state follows
+            the current to another device and dtype.
+        learn_threshold: make the threshold a parameter.
+
+    Checkpoints keep gamma and beta, in the state dict's metadata (as torch.save stores it; a plain ``dict(...)`` copy
+    of a state dict drops it).
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range; the message names it.
+    """
+
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        *,
+        reset: str = "hard",
+        reset_value: float = 0.0,
+        surrogate: Surrogate | None = None,
+        detach_reset: bool | None = None,
+        fire_on_equal: bool = False,
+        delay: bool = False,
+        time_dim: int = 0,
+        carry_state: bool = False,
+        learn_threshold: bool = False,
+    ) -> None:
+        super().__init__(
+            threshold, None, False, learn_threshold, time_dim, carry_state, reset=reset, reset_value=reset_value,
+            surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
+        )  # fmt: skip
+
+
+class LIF(_Neuron):
+    """Leaky integrate-and-fire neurons; as :class:`IF`, with a leak.
+
+    Args:
+        tau: time constant in steps: a number > 1, a 0-d tensor, or one value per channel.
+        decay_input: whether the current is divided by tau too.
+        learn_tau: learn it as the parameter ``tau_logit``, 1/tau = sigmoid(tau_logit), so that tau stays above 1;
+            ``layer.tau`` reads the time constant.
+
+    The other arguments, state and errors are those of :class:`IF`; the recursion is in
+    :func:`snnfast.functional.leaky_integrate_and_fire`.
+    """
+
+    def __init__(
+        self,
+        tau: float | Tensor = 2.0,
+        threshold: float | Tensor = 1.0,
+        *,
+        decay_input: bool = True,
+        learn_tau: bool = False,
+        reset: str = "hard",
+        reset_value: float = 0.0,
+        surrogate: Surrogate | None = None,
+        detach_reset: bool | None = None,
+        fire_on_equal: bool = False,
+        delay: bool = False,
+        time_dim: int = 0,
+        carry_state: bool = False,
+        learn_threshold: bool = False,
+    ) -> None:
+        super().__init__(
+            threshold, tau, decay_input, learn_threshold, time_dim, carry_state, reset=reset, reset_value=reset_value,
+            surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
+        )  # fmt: skip
+        nn.Module.__setattr__(self, "decay_input", decay_input)
+        if flag("learn_tau", learn_tau):
+            start = torch.as_tensor(tau, dtype=torch.get_default_dtype()).detach()
+            self.register_parameter("tau_logit", nn.Parameter(-torch.log(start - 1)))
+            # From here on the dynamics take tau as a tensor.
+            nn.Module.__setattr__(self, "_dynamics", replace(self._dynamics, tau=0.0))
+        else:
+            set_table(self, "tau", tau, learn=False)
+
+    def __getattr__(self, name: str) -> Any:
+        # `tau` of a layer that learns it is not stored; of the others it is an attribute or a buffer.
+        if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
+            return 1 + torch.exp(-self.tau_logit)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
+            with torch.no_grad():
+                make_dynamics("LIF", tau=value)
+                self.tau_logit.copy_(-torch.log(torch.as_tensor(value, dtype=self.tau_logit.dtype) - 1))
+            return
+        super().__setattr__(name, value)
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "tau": self.tau, "decay_input": self.decay_input}
+
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        threshold, _ = super()._tables()
+        tau = self.tau
+        return threshold, (tau if isinstance(tau, Tensor) else None)
+
+    def extra_repr(self) -> str:
+        if "tau_logit" in self._parameters:
+            tau, learned = f"{list(self.tau_logit.shape)} learned", ", learn_tau=True"
+            if self.tau_logit.dim() == 0 and not self.tau_logit.is_meta:
+                tau = f"{self.tau.item():.4g}"
+        else:
+            tau, learned = show_table(self.tau), ""
+        return f"tau={tau}, decay_input={self.decay_input}, {super().extra_repr()}{learned}"
+
+
+class Readout(nn.Module):
+    """Currents or spikes over time to logits: [T, B, ...] → [B, ...] (the paper's section 2.1).
+
+    Args:
+        mode: "sum" (a neuron with an infinite threshold) or "mean".
+        time_dim: the time dimension, 0 or 1.
+
+    Raises:
+        ValueError: another mode or time_dim.
+    """
+
+    def __init__(self, mode: str = "sum", *, time_dim: int = 0) -> None:
+        super().__init__()
+        if mode not in ("sum", "mean"):
+            raise ValueError(f"mode must be 'sum' or 'mean', got {mode!r}")
+        if time_dim not in (0, 1) or isinstance(time_dim, bool):
+            raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        self.mode = mode
+        self.time_dim = time_dim
+
+    def forward(self, over_time: Tensor) -> Tensor:
+        return over_time.sum(self.time_dim) if self.mode == "sum" else over_time.mean(self.time_dim)
+
+    def extra_repr(self) -> str:
+        return repr(self.mode) + (f", time_dim={self.time_dim}" if self.time_dim else "")
+
+
+class OverTime(nn.Module):
+    """Applies a stateless module to all time steps at once: [T, B, ...] is seen as [T·B, ...].
+
+    The module must treat its batch dimension as such (nn.Conv2d, nn.Linear, pooling; nn.BatchNorm2d then takes its
+    statistics over time and batch, as the paper does). Time and batch are merged without a copy where memory allows.
+
+    Args:
+        module: any module of one tensor.
+
+    Raises:
+        TypeError: the module is not an nn.Module.
+        ValueError: the input has fewer than two dimensions.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+        self.module = module
+
+    def forward(self, over_time: Tensor) -> Tensor:
+        if over_time.dim() < 2:
+            raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
+        return self.module(over_time.flatten(0, 1)).unflatten(0, over_time.shape[:2])

@@ -1,0 +1,140 @@
+"""Surrogate derivatives: what stands for the derivative of the spike in the backward pass.
+
+The paper's equation (8): the derivative of the step function is replaced by f(d), where d is the potential minus the
+threshold. Every shape is a height ``beta`` and a sharpness ``gamma``; both are finite and not negative, and plain
+Python numbers, so that changing them never recompiles a kernel.
+
+Defaults are those in use in the field: the paper's for :class:`FastSigmoid`, SpikingJelly's for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Arctangent",
+    "Exponential",
+    "FastSigmoid",
+    "Gaussian",
+    "Rectangle",
+    "Sigmoid",
+    "Surrogate",
+    "Triangle",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """Base of the seven shapes. Compare, hash and replace them like any frozen dataclass.
+
+    Args:
+        gamma: sharpness, in units of one over potential; finite and >= 0.
+        beta: height of the derivative at the threshold; finite and >= 0.
+
+    Raises:
+        TypeError: gamma or beta is not a number.
+        ValueError: gamma or beta is negative, NaN or infinite.
+    """
+
+    gamma: float
+    beta: float = 1.0
+    code: ClassVar[int]  # of the shape in the compiled core (csrc/api.h)
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "beta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+            object.__setattr__(self, name, float(value))
+
+    def derivative(self, d: Tensor) -> Tensor:
+        """f(d) for a tensor of potentials minus thresholds; same shape and dtype."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastSigmoid(Surrogate):
+    """beta / (1 + gamma |d|)²: the paper's choice, equation (9), and SuperSpike's."""
+
+    gamma: float = 10.0
+    code: ClassVar[int] = 0
+
+    def derivative(self, d: Tensor) -> Tensor:
+        return self.beta / (1 + self.gamma * d.abs()) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triangle(Surrogate):
+    """beta · max(0, 1 − gamma |d|): the paper's piece-wise linear shape."""
+
+    gamma: float = 1.0
+    code: ClassVar[int] = 1
+
+    def derivative(self, d: Tensor) -> Tensor:
+        return self.beta * (1 - self.gamma * d.abs()).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(Surrogate):
+    """beta · exp(−gamma |d|)."""
+
+    gamma: float = 1.0
+    beta: float = 0.5
+    code: ClassVar[int] = 2
+
+    def derivative(self, d: Tensor) -> Tensor:
+        return self.beta * torch.exp(-self.gamma * d.abs())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rectangle(Surrogate):
+    """beta where gamma |d| <= 1, else 0; the half-width is 1 / gamma."""
+
+    gamma: float = 2.0
+    code: ClassVar[int] = 3
+
+    def derivative(self, d: Tensor) -> Tensor:
+        return torch.where(self.gamma * d.abs() <= 1, self.beta, 0.0).to(d.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arctangent(Surrogate):
+    """beta / (1 + (gamma d)²). SpikingJelly's and snnTorch's ATan(α) is Arctangent(gamma=πα/2, beta=α/2)."""
+
+    gamma: float = math.pi
+    code: ClassVar[int] = 4
+
+    def derivative(self, d: Tensor) -> Tensor:
+        return self.beta / (1 + (self.gamma * d) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid(Surrogate):
+    """beta · σ(gamma d) (1 − σ(gamma d)). SpikingJelly's Sigmoid(α) is Sigmoid(gamma=α, beta=α)."""
+
+    gamma: float = 4.0
+    beta: float = 4.0
+    code: ClassVar[int] = 5
+
+    def derivative(self, d: Tensor) -> Tensor:
+        e = torch.exp(-self.gamma * d.abs())
+        return self.beta * e / (1 + e) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Surrogate):
+    """beta · exp(−(gamma d)²). SpikingJelly's Erf(α) is Gaussian(gamma=α, beta=α/√π)."""
+
+    gamma: float = 2.0
+    beta: float = 2.0 / math.sqrt(math.pi)
+    code: ClassVar[int] = 6
+
+    def derivative(self, d: Tensor) -> Tensor:
+        return self.beta * torch.exp(-((self.gamma * d) ** 2))
