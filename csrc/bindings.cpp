@@ -126,15 +126,16 @@ void channel_sum(const Where& where, int dtype, i64 before, i64 channels, i64 af
 PYBIND11_MODULE(SNNFAST_MODULE, m) {
     using namespace snnfast;
     m.doc() = "Compiled kernels of snnfast; internal, called by snnfast.ops.";
-    py::class_<Where>(m, "Where")
-        .def_property_readonly("on_device", [](const Where& where) { return where.device >= 0; })
-        .def(py::init([](int device, int threads, Address stream) {
-        return Where{device, threads, stream};
-    }));
-    py::class_<Layout>(m, "Layout").def(py::init(&make_layout), py::kw_only(), py::arg("extent"), py::arg("channels"),
-                                        py::arg("held"), py::arg("current"), py::arg("spikes"),
-                                        py::arg("grad_spikes"), py::arg("grad_potential"), py::arg("grad_current"));
-    py::class_<Dynamics>(m, "Dynamics")
+    // Local to the module: the tests load a second one, with the CUDA kernels compiled for the host.
+    const py::module_local local;
+    py::class_<Where>(m, "Where", local)
+        .def(py::init([](int device, int threads, Address stream) { return Where{device, threads, stream}; }))
+        .def_property_readonly("on_device", [](const Where& where) { return where.device >= 0; });
+    py::class_<Layout>(m, "Layout", local)
+        .def(py::init(&make_layout), py::kw_only(), py::arg("extent"), py::arg("channels"), py::arg("held"),
+             py::arg("current"), py::arg("spikes"), py::arg("grad_spikes"), py::arg("grad_potential"),
+             py::arg("grad_current"));
+    py::class_<Dynamics>(m, "Dynamics", local)
         .def(py::init(&make_dynamics), py::kw_only(), py::arg("leak"), py::arg("gain"), py::arg("drive"),
              py::arg("threshold"), py::arg("reset_value"), py::arg("leaky"), py::arg("soft"), py::arg("attached"),
              py::arg("fire_on_equal"), py::arg("delay"), py::arg("input_decays"));

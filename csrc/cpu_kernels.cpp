@@ -5,6 +5,8 @@
 // only so many. Large outputs are written past the caches: nothing reads them before they would have been evicted.
 #include "vec.h"
 
+#include <initializer_list>
+
 #include "threads.h"
 
 namespace snnfast {
@@ -181,9 +183,7 @@ public:
         const Tile tile = tile_at(layout, index);
         coefficients_.enter(tile);
         start_potential(grad_v_, static_cast<const S*>(call_.grad_last), S(0), tile);
-        std::memset(sum_threshold_, 0, sizeof sum_threshold_);
-        std::memset(sum_tau_, 0, sizeof sum_tau_);
-        std::memset(sum_current_, 0, sizeof sum_current_);
+        for (S* sum : {sum_threshold_, sum_tau_, sum_current_}) std::memset(sum, 0, tile.count * sizeof(S));
         const i64 blocks = (layout.steps + checkpoint_interval - 1) / checkpoint_interval;
         for (i64 b = blocks - 1; b >= 0; --b) {
             const i64 first = b * checkpoint_interval;
@@ -191,7 +191,7 @@ public:
             const S* start = b == 0 ? static_cast<const S*>(call_.initial)
                                     : static_cast<const S*>(call_.checkpoints) + (b - 1) * layout.neurons();
             start_potential(block_v_, start, S(rest(dynamics_)), tile);
-            std::memcpy(v_, block_v_, sizeof v_);
+            std::memcpy(v_, block_v_, tile.count * sizeof(S));
             for_each_pass(first, last, [&](i64 from, i64 to) { rebuild(tile, first, from, to); });
             for_each_pass(first, last, [&](i64 from, i64 to) {  // from the last pass to the first
                 walk_back(tile, first, first + last - to, first + last - from);

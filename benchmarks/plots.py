@@ -1,0 +1,89 @@
+"""Results as pictures: time over T, time over size, memory over T. matplotlib is imported here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .measure import disturbed
+
+COLOURS = {"snnfast": "#0b6e4f", "naive": "#c8553d", "compiled": "#e0a030", "relu": "#6b7280",
+           "spikingjelly": "#3b6fb6", "spikingjelly-native": "#1d3f72", "spikingjelly-triton": "#6f9bd1",
+           "spikingjelly-torch": "#a3bfe0", "snntorch": "#7b4fa3", "norse": "#b07aa1"}
+
+Value = Callable[[dict[str, Any]], float | None]
+
+
+def _milliseconds(side: dict[str, Any]) -> float | None:
+    if side.get("agrees") is False or "time" not in side:
+        return None
+    return side["time"]["median"] * 1e3
+
+
+def _megabytes(side: dict[str, Any]) -> float | None:
+    if side.get("agrees") is False or "kept" not in side:
+        return None
+    return side["kept"]["total"] / 1e6
+
+
+PLOTS: tuple[tuple[str, str, str, str, str, Value], ...] = (
+    ("time-over-T.png", "over T", "time_steps", "time steps T", "forward + backward, ms", _milliseconds),
+    ("time-over-size.png", "over size", "elements", "neurons x steps", "forward + backward, ms", _milliseconds),
+    ("memory-over-T.png", "over T", "time_steps", "time steps T", "kept for backward, MB", _megabytes),
+)
+
+
+def _series(cases: Sequence[dict[str, Any]], group: str, x: str, value: Value) -> dict[str, tuple[str, dict]]:
+    """Per side its title and its points {x: y}; cases of a group and of its longer-named kin share a picture."""
+    series: dict[str, tuple[str, dict]] = {}
+    for case in cases:
+        if case["group"] != group and not case["group"].startswith(f"{group},"):
+            continue
+        for name, side in case["sides"].items():
+            y = value(side) if name in COLOURS else None
+            if y is not None:
+                series.setdefault(name, (side["title"], {}))[1].setdefault(case[x], y)
+    return series
+
+
+def write(results: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
+    """Writes the plots that the results have data for; returns their paths and a remark on what is missing, or ""."""
+    try:
+        import matplotlib
+    except ImportError:
+        return [], "plots skipped: matplotlib is not installed (pip install matplotlib)"
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    machine = results["environment"]
+    busy = ", while other processes used the cores" if any(map(disturbed, results["cases"])) else ""
+    written, empty = [], []
+    for name, group, x, x_label, y_label, value in PLOTS:
+        series = {key: found for key, found in _series(results["cases"], group, x, value).items() if found[1]}
+        if not any(len(points) > 1 for _, points in series.values()):
+            empty.append(name)
+            continue
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.5), layout="constrained")
+        for key in COLOURS:
+            if key not in series:
+                continue
+            title, points = series[key]
+            xs = sorted(points)
+            ours = key == "snnfast"
+            axes.plot(xs, [points[at] for at in xs], marker="o", label=title, color=COLOURS[key],
+                      markersize=5 if ours else 4, linewidth=2.4 if ours else 1.4, zorder=3 if ours else 2)
+        axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
+        axes.set_xscale("log", base=2)
+        if x == "time_steps":
+            ticks = sorted({at for _, points in series.values() for at in points})
+            axes.set_xticks(ticks, [str(at) for at in ticks])
+        axes.grid(True, which="major", color="#e5e7eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        axes.set_title(f"IF layer on {machine['device_name']}, torch {machine['versions']['torch']}{busy}", fontsize=10,
+                       loc="left")
+        figure.savefig(folder / name, dpi=150)
+        pyplot.close(figure)
+        written.append(folder / name)
+    return written, f"no {', '.join(empty)}: the cases chosen do not vary that" if empty else ""

@@ -1,0 +1,86 @@
+"""A small convolutional network of integrate-and-fire neurons for small grey or colour images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from snnfast.layers import IF, OverTime, Readout
+
+NeuronFactory = Callable[[], nn.Module]
+"""Makes one spiking layer: ``layer(current)`` on ``[T, B, …]``, ``layer(current, steps=T)`` on a held ``[B, …]``."""
+
+
+class SummedLinear(nn.Linear):
+    """A linear map of a sum over time, equal to the sum over time of the linear map.
+
+    ``forward(total, steps)``: ``total`` is ``[B, in_features]``, the sum of T = ``steps`` inputs; the result, ``[B,
+    out_features]``, is ``W·total + T·b``, since each step would have added the bias once (MATH.md, section 7).
+    """
+
+    def forward(self, total: torch.Tensor, steps: int) -> torch.Tensor:  # type: ignore[override]
+        bias = None if self.bias is None else self.bias * steps
+        return F.linear(total, self.weight, bias)
+
+
+class DigitsNet(nn.Module):
+    """conv 3×3 – neuron – pool 2 – conv 3×3 – neuron – pool 2 – linear – neuron – linear, summed over time.
+
+    * ``image_shape``: ``(channels, height, width)``, height and width at least 4. Default ``(1, 8, 8)``.
+    * ``classes``: length of the result's last dimension. Default 10.
+    * ``steps``: time steps of a forward pass that names none. Default 10.
+    * ``widths``: channels of the two convolutions and features of the hidden linear layer.
+    * ``neuron``: makes each of the three spiking layers. Default: ``IF(reset="soft")``, as the paper's MNIST network
+      has it.
+
+    The image is a constant current, so the first convolution runs once and its output is held over the steps; the
+    pooling, convolution and linear layers between neurons see all steps as one batch; the last linear map runs once,
+    on the spike counts. Raises ``ValueError`` for images too small for the two poolings and for steps below 1.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 8, 8),
+        classes: int = 10,
+        *,
+        steps: int = 10,
+        widths: tuple[int, int, int] = (32, 64, 128),
+        neuron: NeuronFactory | None = None,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        if min(height, width) < 4:
+            raise ValueError(f"image_shape must be at least 4×4 pixels, got {height}×{width}")
+        make_neuron = neuron if neuron is not None else (lambda: IF(reset="soft"))
+        first, second, hidden = widths
+        self.steps = _at_least_one(steps)
+        self.stem = nn.Conv2d(channels, first, 3, padding=1)
+        self.neuron1 = make_neuron()
+        self.conv = OverTime(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(first, second, 3, padding=1)))
+        self.neuron2 = make_neuron()
+        features = second * (height // 4) * (width // 4)
+        self.hidden = OverTime(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(features, hidden)))
+        self.neuron3 = make_neuron()
+        self.count = Readout("sum")
+        self.classifier = SummedLinear(hidden, classes)
+
+    def neurons(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The spiking layers, input side first."""
+        return self.neuron1, self.neuron2, self.neuron3
+
+    def forward(self, image: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """Logits ``[B, classes]`` for images ``[B, C, H, W]``, each held for ``steps`` (default: the network's)."""
+        steps = self.steps if steps is None else _at_least_one(steps)
+        spikes = self.neuron1(self.stem(image), steps=steps)
+        spikes = self.neuron2(self.conv(spikes))
+        spikes = self.neuron3(self.hidden(spikes))
+        return self.classifier(self.count(spikes), steps)
+
+
+def _at_least_one(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    return steps

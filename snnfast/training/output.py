@@ -1,0 +1,62 @@
+"""The files a run leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from snnfast.training.trainer import StepRecord
+
+
+class OutputError(OSError):
+    """An output folder that cannot be made or written."""
+
+
+class OutputFolder:
+    """A folder for a run's files, made and tried for writing at once; ``files`` lists what was written."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.files: list[str] = []
+        trial = self.path / f".writable-{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            trial.write_bytes(b"")
+            trial.unlink()
+        except OSError as error:
+            raise OutputError(
+                f"output folder {str(self.path)!r} cannot be written: {error.strerror or error}"
+            ) from error
+
+    def write_history(self, layer: str, records: Iterable[StepRecord]) -> None:
+        """``history-LAYER.csv``: a line per training step, numbers in full precision so that two can be compared."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(field.name for field in fields(StepRecord))
+        writer.writerows(asdict(record).values() for record in records)
+        self._write(f"history-{layer}.csv", text.getvalue())
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """``content`` as the JSON file ``name``."""
+        self._write(name, json.dumps(content, indent=2) + "\n")
+
+    def where(self) -> str:
+        """The closing line of a command."""
+        return f"Files are in {self.path}: {', '.join(self.files)}"
+
+    def _write(self, name: str, text: str) -> None:
+        # First beside its place, then moved: an interrupted run leaves the old file or the new one, never half of one.
+        partial = self.path / f".{name}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
+        if name not in self.files:
+            self.files.append(name)

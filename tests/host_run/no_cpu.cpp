@@ -1,0 +1,16 @@
+// The host-run module holds the CUDA side alone.
+#include <stdexcept>
+
+#include "api.h"
+#include "threads.h"
+
+namespace snnfast {
+namespace cpu {
+void forward(const ForwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void backward(const BackwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+const char* instruction_set() { return "none"; }
+bool use_instruction_set(const char*) { return false; }
+}  // namespace cpu
+bool use_openmp_of(const char*) { return false; }
+}  // namespace snnfast

@@ -1,0 +1,174 @@
+"""What a user of the command line sees: results, one clear line for a mistake, and where the files are."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import snnfast
+from snnfast import benchmarks, training
+from snnfast.cli import main
+from snnfast.training import layer_timing
+
+QUICK = ["--epochs", "1", "--batch-size", "240", "--steps", "4", "--device", "cpu", "--threads", "1"]
+
+
+def history(folder: Path, layer: str) -> list[dict[str, str]]:
+    with (folder / f"history-{layer}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def one_line(text: str) -> str:
+    assert text.endswith("\n")
+    assert text.count("\n") == 1, text
+    return text.strip()
+
+
+def test_train_gives_the_same_losses_fused_and_naive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for layer in ("fused", "naive"):
+        assert main(["train", "--layer", layer, *QUICK, "--epochs", "2", "--out", str(tmp_path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any(line.startswith("epoch 2/2: loss ") and "accuracy" in line for line in lines)
+        assert lines[-2].startswith("test accuracy ")
+        assert lines[-1] == f"Files are in {tmp_path}: history-{layer}.csv, summary-{layer}.json"
+    fused, naive = ([float(row["loss"]) for row in history(tmp_path, layer)] for layer in ("fused", "naive"))
+    assert len(fused) == 2 * (1442 // 240)
+    assert fused[0] == naive[0]
+    assert max(abs(a - b) for a, b in zip(fused[:10], naive[:10], strict=True)) <= 1e-4
+    summary = json.loads((tmp_path / "summary-fused.json").read_text())
+    assert summary["first_loss"] == fused[0]
+    assert summary["options"]["steps"] == 4
+    assert summary["environment"]["torch"] == torch.__version__
+
+
+def test_compare_prints_both_speed_ups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layer_timing, "SECONDS", 0.05)
+    monkeypatch.setattr(importlib.import_module("snnfast.training.compare"), "MEASUREMENTS", 1)
+    assert main(["train", "--compare", *QUICK, "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    result = json.loads((tmp_path / "compare.json").read_text())
+    layers, step = result["layer_speedup"], result["step_speedup"]
+    assert f"speed-up of the neuron layers {layers:.2f}×, of the whole training step {step:.2f}×" in output
+    assert "first loss equal bit for bit" in output
+    assert output.splitlines()[-1].startswith(f"Files are in {tmp_path}: ")
+
+
+WRONG = {
+    "--steps 0": "steps must be an integer of at least 1, got 0",
+    "--steps ten": "argument --steps: invalid int value: 'ten'",
+    "--epochs 0": "epochs must be an integer of at least 1, got 0",
+    "--batch-size 0": "batch_size must be an integer of at least 1, got 0",
+    "--batch-size 2000": "batch_size must be at most the 1442 training images of digits, got 2000",
+    "--lr 0": "lr must be a finite number above 0, got 0.0",
+    "--lr nan": "lr must be a finite number above 0, got nan",
+    "--seed -1": "seed must be an integer of at least 0",
+    "--threads 0": "threads must be an integer of at least 1, got 0",
+    "--data minst": "unknown data set 'minst'; known: digits, mnist",
+    "--data mnist": "the data set 'mnist' is read from a folder",
+    "--data mnist --data-dir nowhere": "data folder 'nowhere' does not exist",
+    "--data mnist --data-dir .": "mnist: no train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], ",
+    "--layer fast": "layer must be one of fused, naive, compiled, got 'fast'",
+    "--layer naive --compare": "argument --compare: not allowed with argument --layer",
+    "--device gpu": "device must be cpu, cuda or cuda:N, got 'gpu'",
+    "--device mps": "device must be cpu, cuda or cuda:N, got 'mps'",
+    "--device cuda:99": "device 'cuda:99': ",
+    "--out taken": "output folder ",
+    "--out taken/deeper": "output folder ",
+    "--bogus": "unrecognized arguments: --bogus",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SNNFAST_DATA", raising=False)
+    (tmp_path / "taken").touch()
+    assert main(["train", *arguments.split()]) == 2
+    captured = capsys.readouterr()
+    assert WRONG[arguments] in one_line(captured.err)
+    assert "epoch 1/" not in captured.out  # found before training starts
+    assert "error: " in captured.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["info", "more"]])
+def test_a_wrong_command_is_one_line_and_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert one_line(capsys.readouterr().err).startswith("snnfast: error: ")
+
+
+def test_a_folder_without_write_permission_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: Path, data: bytes) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)  # as root, which tests may run as, no permission bit refuses
+    assert main(["train", *QUICK, "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert f"output folder {str(tmp_path)!r} cannot be written: Permission denied" in one_line(captured.err)
+    assert "epoch 1/" not in captured.out
+
+
+def test_a_diverging_rate_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--lr", "1e30", *QUICK, "--epochs", "2", "--out", str(tmp_path)]) == 1
+    assert "try one below 1e+30" in one_line(capsys.readouterr().err)
+    assert history(tmp_path, "fused")
+
+
+def test_an_error_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(options: training.TrainOptions) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(training, "train", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["train", "--out", str(tmp_path)])
+
+
+def test_an_interruption_is_not_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: training.TrainOptions) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    assert main(["train", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.strip() == "snnfast: interrupted"
+
+
+def test_bench_passes_everything_on_to_the_benchmark_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def record(argv: list[str]) -> int:
+        seen.append(argv)
+        return 7
+
+    monkeypatch.setattr(benchmarks, "main", record, raising=False)
+    assert main(["bench", "--full", "--help", "x"]) == 7
+    assert seen == [["--full", "--help", "x"]]
+
+
+def test_info_prints_versions_and_all_of_build_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    output = capsys.readouterr().out
+    assert snnfast.__version__ in output
+    assert torch.__version__ in output
+    for name in snnfast.build_info():
+        assert name in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--version"], snnfast.__version__), (["--help"], "bench"), (["train", "--help"], "--data-dir")],
+)
+def test_help_and_version_are_shown(arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert shown in capsys.readouterr().out

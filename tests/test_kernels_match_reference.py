@@ -1,0 +1,69 @@
+"""The kernels are the reference loop: spikes to the last bit, gradients to rounding, over the whole option space."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from configurations import (
+    CONFIGURATIONS,
+    OPTIONS,
+    error,
+    make_case,
+    possible,
+    run,
+    table_gradients_in_float64,
+)
+
+import snnfast as sf
+
+PARTS = 12
+
+
+def test_every_pair_of_options_occurs():
+    seen = {pair for o in CONFIGURATIONS for pair in itertools.combinations(list(o.items())[:-1], 2)}
+    for (a, values_a), (b, values_b) in itertools.combinations(OPTIONS.items(), 2):
+        for pair in itertools.product([(a, v) for v in values_a], [(b, v) for v in values_b]):
+            assert pair in seen or not possible(dict(pair)), f"no configuration has {pair}"
+    assert len(CONFIGURATIONS) >= 2000
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_spikes_are_equal_and_gradients_agree(kernels, part):
+    for options in CONFIGURATIONS[part::PARTS]:
+        case = make_case(options, kernels.device)
+        outputs, gradients = run(case, sf.functional)
+        expected, expected_gradients = run(case, sf.reference)
+        for name, found, wanted in zip(("spikes", "v_last", "potential"), outputs, expected, strict=True):
+            assert torch.equal(found, wanted), f"{name} differs: {options}"
+            assert found.dtype == wanted.dtype
+        if not options["held"] and "expanded" not in options["layout"]:  # those have no memory format to keep
+            wanted = torch.empty_like(case.current)
+            strides = [(a, b) for a, b, n in zip(outputs[0].stride(), wanted.stride(), wanted.shape, strict=True) if n > 1]
+            assert all(a == b for a, b in strides), f"memory format: {options}"
+        state = outputs[1].dtype
+        if case.current.dtype == state:
+            bound = 1e-12 if state == torch.float64 else 1e-5
+            # Threshold and tau in float32 are sums that may cancel; they are compared with a float64 sum below.
+            for name in gradients.keys() & ({"current", "v0"} if state == torch.float32 else gradients.keys()):
+                assert error(gradients[name], expected_gradients[name]) <= bound, f"gradient of {name}: {options}"
+        if case.tables:
+            bound = 1e-11 if state == torch.float64 else 1e-4
+            for name, wanted in table_gradients_in_float64(case).items():
+                assert gradients[name].shape == case.tables[name].shape
+                assert error(gradients[name], wanted) <= bound, f"gradient of {name}: {options}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_types_are_the_float32_result_rounded_once(kernels, dtype):
+    for options in [o for o in CONFIGURATIONS if o["dtype"] == dtype][:300]:
+        half, full = make_case(options, kernels.device), make_case(options, kernels.device, torch.float32)
+        outputs, gradients = run(half, sf.functional)
+        expected, expected_gradients = run(full, sf.functional)
+        for found, wanted in zip(outputs, expected, strict=True):
+            assert torch.equal(found, wanted.to(found.dtype)), options
+        for name in gradients:
+            if name == "current" and "expanded" in options["layout"]:
+                continue  # autograd itself sums an expanded current's gradient, in the half type
+            assert torch.equal(gradients[name], expected_gradients[name].to(gradients[name].dtype)), (name, options)
