@@ -6,6 +6,7 @@
 #include "vec.h"
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "threads.h"
 
@@ -14,7 +15,10 @@ inline namespace SNNFAST_TARGET {
 namespace {
 
 constexpr i64 tile_length = 1024;
-constexpr i64 steps_per_pass = 5;
+// Rows of rebuilt potentials do not start a multiple of 4096 bytes apart, as those of the tensors often do: all of them
+// would then compete for the same few places of the first-level cache.
+constexpr i64 rebuilt_length = tile_length + 64;
+constexpr i64 prefetch_bytes = 1024;  // how far ahead: hardware does not follow rows that end with their tile
 constexpr i64 streaming_threshold = i64(4) << 20;  // bytes of output
 constexpr i64 serial_threshold = 1 << 15;          // neurons * steps below which a second thread costs more than it does
 
@@ -50,22 +54,34 @@ bool may_stream(const void* data, const Layout& layout, const Strides& strides) 
            (layout.outer == 1 || aligned(strides.outer));
 }
 
-// The coefficients of a tile's neurons: numbers, or where a table is given, one value per neuron.
-template <class S>
+// The coefficients of a tile's neurons: numbers, or with tables one value per neuron.
+template <class S, bool WithTables>
 class TileCoefficients {
+    using V = Vector<S>;
+
+public:
+    TileCoefficients(const Dynamics& d, const Tables&, const Layout&)
+        : numbers_{V{} + S(d.leak), V{} + S(d.gain), V{} + S(d.drive), V{} + S(d.threshold)} {}
+    void enter(const Tile&) {}
+    SNNFAST_HD const Coefficients<V>& at(i64) const { return numbers_; }
+
+private:
+    const Coefficients<V> numbers_;
+};
+
+template <class S>
+class TileCoefficients<S, true> {
 public:
     TileCoefficients(const Dynamics& d, const Tables& tables, const Layout& layout) : layout_(layout) {
         const void* const given[] = {tables.leak, tables.gain, tables.drive, tables.threshold};
         const double numbers[] = {d.leak, d.gain, d.drive, d.threshold};
         for (int k = 0; k < 4; ++k) {
             table_[k] = static_cast<const S*>(given[k]);
-            any_table_ = any_table_ || table_[k];
             number_[k] = S(numbers[k]);
         }
     }
 
     void enter(const Tile& tile) {
-        if (!any_table_) return;
         i64 channel = tile.flat / layout_.channel_stride % layout_.channels;
         i64 until_next = layout_.channel_stride - tile.flat % layout_.channel_stride;
         for (i64 i = 0; i < tile.count; ++i) {
@@ -78,9 +94,7 @@ public:
     }
 
     SNNFAST_HD Coefficients<Vector<S>> at(i64 i) const {
-        const auto get = [&](int k) {
-            return any_table_ ? WholeVector{}.load(&value_[k][i]) : Vector<S>{} + number_[k];
-        };
+        const auto get = [&](int k) { return WholeVector{}.load(&value_[k][i]); };
         return {get(0), get(1), get(2), get(3)};
     }
 
@@ -88,23 +102,35 @@ private:
     const Layout& layout_;
     const S* table_[4];
     S number_[4];
-    bool any_table_ = false;
     alignas(64) S value_[4][tile_length] = {};
 };
+
+template <class T>
+SNNFAST_HD void prefetch(const T* at) {
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + prefetch_bytes);
+}
 
 template <class S>
 void start_potential(S* v, const S* initial, S rest_value, const Tile& tile) {
     for (i64 i = 0; i < tile.count; ++i) v[i] = initial ? initial[tile.flat + i] : rest_value;
 }
 
-// Splits [first, last) into passes of nearly equal length, so that 16 steps are 4 + 4 + 4 + 4, not 5 + 5 + 5 + 1.
+// Splits [first, last) into passes of 4, 2 and 1 steps, and calls pass(their number as a type, first step). A number of
+// steps known to the compiler lets it load them all before it computes: a load behind a store of another tensor at the
+// same offset into a page would wait for it.
 template <class Pass>
 SNNFAST_HD void for_each_pass(i64 first, i64 last, Pass pass) {
-    const i64 count = (last - first + steps_per_pass - 1) / steps_per_pass;
-    for (i64 p = 0; p < count; ++p) pass(first + (last - first) * p / count, first + (last - first) * (p + 1) / count);
+    for (; first + 4 <= last; first += 4) pass(std::integral_constant<int, 4>{}, first);
+    if (first + 2 <= last) {
+        pass(std::integral_constant<int, 2>{}, first);
+        first += 2;
+    }
+    if (first < last) pass(std::integral_constant<int, 1>{}, first);
 }
 
-template <class Storage, class D>
+// What costs time in an inner loop is a policy: the dynamics where the compiler knows them, and Extras (coefficients
+// per channel, delay, recorded potentials and their gradients, gradients of threshold and tau).
+template <class Storage, class D, bool Extras>
 class ForwardTiles {
     using S = State<Storage>;
     using V = Vector<S>;
@@ -128,7 +154,7 @@ public:
                             tile.count * sizeof(S));
             }
             const i64 last = first + checkpoint_interval < layout.steps ? first + checkpoint_interval : layout.steps;
-            for_each_pass(first, last, [&](i64 from, i64 to) { pass(tile, from, to, delay); });
+            for_each_pass(first, last, [&](auto steps, i64 from) { pass<steps()>(tile, from, delay); });
         }
         if (call_.last) std::memcpy(static_cast<S*>(call_.last) + tile.flat, v_, tile.count * sizeof(S));
         if (past_caches_) end_of_streaming();
@@ -137,23 +163,30 @@ public:
 private:
     Storage* spikes() const { return static_cast<Storage*>(call_.spikes); }
 
-    void pass(const Tile& tile, i64 from, i64 to, i64 delay) {
+    template <int Steps>
+    void pass(const Tile& tile, i64 from, i64 delay) {
         const Layout& layout = call_.layout;
-        const Storage* x = row(static_cast<const Storage*>(call_.current), layout.current, tile, from);
+        const i64 x_step = layout.current.step, out_step = layout.spikes.step;
+        const Storage* const x = row(static_cast<const Storage*>(call_.current), layout.current, tile, from);
         // The spike of step t goes to row t + delay; the last one has no row.
-        Storage* out = row(spikes(), layout.spikes, tile, from + delay);
-        const i64 stored = (to + delay > layout.steps ? layout.steps - delay : to) - from;
-        S* potential = call_.potential ? row(static_cast<S*>(call_.potential), layout.spikes, tile, from) : nullptr;
-        for_each_vector<Storage>(tile.count, [&](auto width, i64 i) __attribute__((always_inline)) {
-            const Coefficients<V> k = coefficients_.at(i);
+        Storage* const out = row(spikes(), layout.spikes, tile, from + delay);
+        const i64 stored = from + Steps + delay > layout.steps ? Steps - delay : Steps;
+        S* const potential = row(static_cast<S*>(call_.potential), layout.spikes, tile, from);
+        const D dynamics = dynamics_;  // local: no store can be thought to change it
+        for_each_vector<Storage>(tile.count, past_caches_, [&](auto width, i64 i) __attribute__((always_inline)) {
+            const Coefficients<V>& k = coefficients_.at(i);
+            V currents[Steps];
+            for (int t = 0; t < Steps; ++t) {
+                prefetch(x + t * x_step + i);
+                currents[t] = width.load(x + t * x_step + i);
+            }
             V v = WholeVector{}.load(v_ + i);
-            for (i64 t = 0; t < to - from; ++t) {
-                const V h = charge(dynamics_, k, v, width.load(x + t * layout.current.step + i));
-                const auto fired = fires(dynamics_, k, h);
-                if (t < stored)
-                    width.store(out + t * layout.spikes.step + i, fired ? V{} + S(1) : V{}, past_caches_);
-                if (potential) width.store(potential + t * layout.spikes.step + i, h);
-                v = reset(dynamics_, k, h, fired);
+            for (int t = 0; t < Steps; ++t) {
+                const V h = charge(dynamics, k, v, currents[t]);
+                const auto fired = fires(dynamics, k, h);
+                if (!Extras || t < stored) width.store_output(out + t * out_step + i, fired ? V{} + S(1) : V{});
+                if (Extras && potential) width.store(potential + t * out_step + i, h);
+                v = reset(dynamics, k, h, fired);
             }
             WholeVector{}.store(v_ + i, v);
         });
@@ -161,12 +194,12 @@ private:
 
     const ForwardCall& call_;
     const D dynamics_;
-    TileCoefficients<S> coefficients_;
+    TileCoefficients<S, Extras> coefficients_;
     const bool past_caches_;
     alignas(64) S v_[tile_length] = {};
 };
 
-template <class Storage, class D, class Surrogate>
+template <class Storage, class D, class Surrogate, bool Extras>
 class BackwardTiles {
     using S = State<Storage>;
     using V = Vector<S>;
@@ -192,9 +225,9 @@ public:
                                     : static_cast<const S*>(call_.checkpoints) + (b - 1) * layout.neurons();
             start_potential(block_v_, start, S(rest(dynamics_)), tile);
             std::memcpy(v_, block_v_, tile.count * sizeof(S));
-            for_each_pass(first, last, [&](i64 from, i64 to) { rebuild(tile, first, from, to); });
-            for_each_pass(first, last, [&](i64 from, i64 to) {  // from the last pass to the first
-                walk_back(tile, first, first + last - to, first + last - from);
+            for_each_pass(first, last, [&](auto steps, i64 from) { rebuild<steps()>(tile, first, from); });
+            for_each_pass(first, last, [&](auto steps, i64 from) {  // in reverse, from the last step to the first
+                walk_back<steps()>(tile, first, first + last - steps() - from);
             });
         }
         if (layout.held) keep(static_cast<Storage*>(call_.grad_current), tile, sum_current_);
@@ -205,52 +238,73 @@ public:
     }
 
 private:
-    void rebuild(const Tile& tile, i64 block, i64 from, i64 to) {
-        const Strides& strides = call_.layout.current;
-        const Storage* x = row(static_cast<const Storage*>(call_.current), strides, tile, from);
-        for_each_vector<Storage>(tile.count, [&](auto width, i64 i) __attribute__((always_inline)) {
-            const Coefficients<V> k = coefficients_.at(i);
+    template <int Steps>
+    void rebuild(const Tile& tile, i64 block, i64 from) {
+        const i64 x_step = call_.layout.current.step;
+        const Storage* const x = row(static_cast<const Storage*>(call_.current), call_.layout.current, tile, from);
+        S* const rebuilt = h_[from - block];
+        const D dynamics = dynamics_;
+        for_each_vector<Storage>(tile.count, false, [&](auto width, i64 i) __attribute__((always_inline)) {
+            const Coefficients<V>& k = coefficients_.at(i);
+            V currents[Steps];
+            for (int t = 0; t < Steps; ++t) {
+                prefetch(x + t * x_step + i);
+                currents[t] = width.load(x + t * x_step + i);
+            }
             V v = WholeVector{}.load(v_ + i);
-            for (i64 t = 0; t < to - from; ++t) {
-                const V h = charge(dynamics_, k, v, width.load(x + t * strides.step + i));
-                WholeVector{}.store(h_[from - block + t] + i, h);
-                v = reset(dynamics_, k, h, fires(dynamics_, k, h));
+            for (int t = 0; t < Steps; ++t) {
+                const V h = charge(dynamics, k, v, currents[t]);
+                WholeVector{}.store(rebuilt + t * rebuilt_length + i, h);
+                v = reset(dynamics, k, h, fires(dynamics, k, h));
             }
             WholeVector{}.store(v_ + i, v);
         });
     }
 
-    void walk_back(const Tile& tile, i64 block, i64 from, i64 to) {
+    template <int Steps>
+    void walk_back(const Tile& tile, i64 block, i64 from) {
         const Layout& layout = call_.layout;
-        const i64 delay = call_.dynamics.delay;
-        const Storage* x = row(static_cast<const Storage*>(call_.current), layout.current, tile, from);
-        const Storage* g = row(static_cast<const Storage*>(call_.grad_spikes), layout.grad_spikes, tile, from + delay);
-        const i64 given = call_.grad_spikes ? layout.steps - delay - from : 0;  // steps whose spike was emitted
-        const S* p = row(static_cast<const S*>(call_.grad_potential), layout.grad_potential, tile, from);
-        Storage* out = row(static_cast<Storage*>(call_.grad_current), layout.grad_current, tile, from);
-        for_each_vector<Storage>(tile.count, [&](auto width, i64 i) __attribute__((always_inline)) {
-            const Coefficients<V> k = coefficients_.at(i);
+        const i64 delay = Extras && call_.dynamics.delay;
+        const i64 g_step = layout.grad_spikes.step, out_step = layout.grad_current.step;
+        const Storage* const x = row(static_cast<const Storage*>(call_.current), layout.current, tile, from);
+        const Storage* const g =
+            row(static_cast<const Storage*>(call_.grad_spikes), layout.grad_spikes, tile, from + delay);
+        // Steps whose spike was emitted and has a gradient.
+        const i64 given = !g ? 0 : from + Steps + delay > layout.steps ? Steps - delay : Steps;
+        const S* const p = row(static_cast<const S*>(call_.grad_potential), layout.grad_potential, tile, from);
+        Storage* const out = row(static_cast<Storage*>(call_.grad_current), layout.grad_current, tile, from);
+        const S* const rebuilt = h_[from - block];
+        const D dynamics = dynamics_;
+        const S gamma = gamma_, beta = beta_;
+        const bool held = layout.held;
+        for_each_vector<Storage>(tile.count, past_caches_, [&](auto width, i64 i) __attribute__((always_inline)) {
+            const Coefficients<V>& k = coefficients_.at(i);
+            V grad_spikes[Steps], potentials[Steps];
+            for (int t = 0; t < Steps; ++t) {
+                prefetch(g + t * g_step + i);
+                grad_spikes[t] = t < given ? width.load(g + t * g_step + i) : V{};
+                potentials[t] = WholeVector{}.load(rebuilt + t * rebuilt_length + i);
+            }
             V grad_v = WholeVector{}.load(grad_v_ + i);
-            for (i64 t = to - from - 1; t >= 0; --t) {
-                const V h = WholeVector{}.load(h_[from - block + t] + i);
-                const V grad_spike = t < given ? width.load(g + t * layout.grad_spikes.step + i) : V{};
-                const V grad_recorded =
-                    call_.grad_potential ? width.load(p + t * layout.grad_potential.step + i) : V{};
+            for (int t = Steps - 1; t >= 0; --t) {
+                V grad_recorded{};
+                if (Extras && p) grad_recorded = width.load(p + t * layout.grad_potential.step + i);
                 const StepGradient<V> step =
-                    step_gradient<Surrogate>(dynamics_, k, gamma_, beta_, h, grad_spike, grad_recorded, grad_v);
+                    step_gradient<Surrogate>(
+                    dynamics, k, gamma, beta, potentials[t], grad_spikes[t], grad_recorded, grad_v);
                 const V delta = step.potential;
-                const V grad_x = dynamics_.leaky ? V(k.gain * delta) : delta;
-                if (layout.held)
+                const V grad_x = dynamics.leaky ? V(k.gain * delta) : delta;
+                if (held)
                     add(sum_current_ + i, grad_x);
                 else
-                    width.store(out + t * layout.grad_current.step + i, grad_x, past_caches_);
-                if (call_.grad_threshold) add(sum_threshold_ + i, step.threshold);
-                if (call_.grad_tau) {
+                    width.store_output(out + t * out_step + i, grad_x);
+                if (Extras && call_.grad_threshold) add(sum_threshold_ + i, step.threshold);
+                if (Extras && call_.grad_tau) {
                     const V v_before = potential_before(k, from - block + t, i);
                     const V current = width.load(x + t * layout.current.step + i);
-                    add(sum_tau_ + i, tau_gradient(dynamics_, delta, v_before, current));
+                    add(sum_tau_ + i, tau_gradient(dynamics, delta, v_before, current));
                 }
-                grad_v = dynamics_.leaky ? V(k.leak * delta) : delta;
+                grad_v = dynamics.leaky ? V(k.leak * delta) : delta;
             }
             WholeVector{}.store(grad_v_ + i, grad_v);
         });
@@ -270,18 +324,18 @@ private:
     template <class Kept>
     static void keep(Kept* to, const Tile& tile, const S* from) {
         if (!to) return;
-        for_each_vector<Kept>(tile.count, [&](auto width, i64 i) __attribute__((always_inline)) {
+        for_each_vector<Kept>(tile.count, false, [&](auto width, i64 i) __attribute__((always_inline)) {
             width.store(to + tile.flat + i, WholeVector{}.load(from + i));
         });
     }
 
     const BackwardCall& call_;
     const D dynamics_;
-    TileCoefficients<S> coefficients_;
+    TileCoefficients<S, Extras> coefficients_;
     const S gamma_;
     const S beta_;
     const bool past_caches_;
-    alignas(64) S h_[checkpoint_interval][tile_length];
+    alignas(64) S h_[checkpoint_interval][rebuilt_length];
     alignas(64) S v_[tile_length] = {};
     alignas(64) S block_v_[tile_length] = {};
     alignas(64) S grad_v_[tile_length] = {};
@@ -310,20 +364,43 @@ void with_storage(DType dtype, Use use) {
     }
 }
 
+bool any_table(const Tables& tables) { return tables.threshold || tables.leak || tables.gain || tables.drive; }
+
 }  // namespace
 
 void forward_on_cpu(const ForwardCall& call, int threads) {
+    const bool extras = any_table(call.tables) || call.dynamics.delay || call.potential;
     with_storage(call.dtype, [&](auto storage) {
         using Storage = decltype(storage);
-        run_tiles<ForwardTiles<Storage, General<State<Storage>>>>(call, threads);
+        using S = State<Storage>;
+        if (extras)
+            run_tiles<ForwardTiles<Storage, General<S>, true>>(call, threads);
+        else if (is_hard_detached(call.dynamics))
+            run_tiles<ForwardTiles<Storage, HardDetached<S>, false>>(call, threads);
+        else if (is_soft_attached(call.dynamics))
+            run_tiles<ForwardTiles<Storage, SoftAttached<S>, false>>(call, threads);
+        else
+            run_tiles<ForwardTiles<Storage, General<S>, false>>(call, threads);
     });
 }
 
 void backward_on_cpu(const BackwardCall& call, int threads) {
+    const bool extras = any_table(call.tables) || call.dynamics.delay || call.grad_potential || call.grad_threshold ||
+                        call.grad_tau;
+    const bool fast_sigmoid = call.surrogate.shape == Shape::fast_sigmoid;
     with_storage(call.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        using S = State<Storage>;
+        if (!extras && fast_sigmoid && is_hard_detached(call.dynamics))
+            return run_tiles<BackwardTiles<Storage, HardDetached<S>, FastSigmoid, false>>(call, threads);
+        if (!extras && fast_sigmoid && is_soft_attached(call.dynamics))
+            return run_tiles<BackwardTiles<Storage, SoftAttached<S>, FastSigmoid, false>>(call, threads);
         with_shape(call.surrogate.shape, [&](auto shape) {
-            using Storage = decltype(storage);
-            run_tiles<BackwardTiles<Storage, General<State<Storage>>, decltype(shape)>>(call, threads);
+            using Surrogate = decltype(shape);
+            if (extras)
+                run_tiles<BackwardTiles<Storage, General<S>, Surrogate, true>>(call, threads);
+            else
+                run_tiles<BackwardTiles<Storage, General<S>, Surrogate, false>>(call, threads);
         });
     });
 }

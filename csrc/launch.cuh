@@ -49,9 +49,6 @@ bool state_fits(int width, std::initializer_list<const void*> arrays) {
     return true;
 }
 
-inline bool is_hard_detached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && !d.soft && !d.attached; }
-inline bool is_soft_attached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && d.soft && d.attached; }
-
 template <class Storage>
 struct Launcher {
     using S = State<Storage>;

@@ -60,6 +60,9 @@ struct SoftAttached {
     SNNFAST_HD explicit SoftAttached(const Dynamics&) {}
 };
 
+inline bool is_hard_detached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && !d.soft && !d.attached; }
+inline bool is_soft_attached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && d.soft && d.attached; }
+
 // The rest value: where the potential starts when no initial potential is given.
 template <class D>
 SNNFAST_HD auto rest(const D& dynamics) {

@@ -105,8 +105,8 @@ inline void end_of_streaming() {
 #endif
 }
 
-// A whole vector at a time, and the shorter one at the end of a tile: the same interface, so that a loop body is
-// written once. Lanes past the end compute on zeros and are not stored.
+// A whole vector at a time, the same with stores past the caches, and the shorter one at the end of a tile: one
+// interface, so that a loop body is written once. Lanes past the end compute on zeros and are not stored.
 struct WholeVector {
     template <class Storage>
     SNNFAST_HD Vector<State<Storage>> load(const Storage* from) const {
@@ -115,12 +115,20 @@ struct WholeVector {
         return Packing<Storage>::widen(stored);
     }
     template <class Storage>
-    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value, bool past_caches = false) const {
+    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value) const {
         const auto stored = Packing<Storage>::narrow(value);
-        if (past_caches)
-            stream(to, stored);
-        else
-            std::memcpy(to, &stored, sizeof stored);
+        std::memcpy(to, &stored, sizeof stored);
+    }
+    template <class Storage>
+    SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value) const {
+        store(to, value);
+    }
+};
+
+struct StreamedVector : WholeVector {
+    template <class Storage>
+    SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value) const {
+        stream(to, Packing<Storage>::narrow(value));
     }
 };
 
@@ -134,18 +142,25 @@ struct PartOfVector {
         return Packing<Storage>::widen(stored);
     }
     template <class Storage>
-    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value, bool = false) const {
+    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value) const {
         const auto stored = Packing<Storage>::narrow(value);
         std::memcpy(to, &stored, count * sizeof(Storage));
     }
+    template <class Storage>
+    SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value) const {
+        store(to, value);
+    }
 };
 
-// Calls body(whole or part, first index) for every vector of [0, count).
+// Calls body(whole, streamed or part of a vector; first index) for every vector of [0, count).
 template <class Storage, class Body>
-SNNFAST_HD void for_each_vector(i64 count, Body body) {
-    i64 i = 0;
-    for (; i + lanes<Storage> <= count; i += lanes<Storage>) body(WholeVector{}, i);
-    if (i < count) body(PartOfVector{count - i}, i);
+SNNFAST_HD void for_each_vector(i64 count, bool past_caches, Body body) {
+    const i64 whole = count - count % lanes<Storage>;
+    if (past_caches)
+        for (i64 i = 0; i < whole; i += lanes<Storage>) body(StreamedVector{}, i);
+    else
+        for (i64 i = 0; i < whole; i += lanes<Storage>) body(WholeVector{}, i);
+    if (whole < count) body(PartOfVector{count - whole}, whole);
 }
 
 }  // namespace SNNFAST_TARGET
