@@ -4,6 +4,9 @@
 mathematics is that of *Training Deep Spiking Neural Networks* (Ledinauskas et al. 2020, arXiv 2006.04436).
 """
 
+from importlib import import_module
+from typing import Any
+
 from . import functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
@@ -20,3 +23,11 @@ __all__ = [
     "reference",
     "surrogate",
 ]
+
+_LAZY = ("benchmarks", "data", "models", "training")  # they bring scikit-learn and others; the layers need none of that
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -69,8 +70,8 @@ def splits(shape: Sizes, strides: Sizes, order: list[int]) -> set[int]:
         inner, outer = order[p:], order[:p]
         if (
             strides[inner[-1]] == 1
-            and all(merges(a, b) for a, b in zip(inner, inner[1:], strict=False))
-            and all(merges(a, b) for a, b in zip(outer, outer[1:], strict=False))
+            and all(merges(a, b) for a, b in pairwise(inner))
+            and all(merges(a, b) for a, b in pairwise(outer))
         ):
             found.add(p)
     return found

@@ -32,7 +32,7 @@ class _Integrate(Function):
         ctx.save_for_backward(current, v0, threshold, tau, checkpoints)
         ctx.dynamics, ctx.steps, ctx.time_dim = dynamics, steps, time_dim
         ctx.set_materialize_grads(False)
-        return spikes, v_last, potential
+        return spikes, v_last if keep & ops.LAST else None, potential if keep & ops.POTENTIAL else None
 
     @staticmethod
     def backward(ctx, grad_spikes, grad_v_last, grad_potential):
@@ -41,15 +41,13 @@ class _Integrate(Function):
             return (None,) * 8
         _, need_v0, need_threshold, need_tau, *_ = ctx.needs_input_grad
         wanted = ops.INITIAL * need_v0 | ops.THRESHOLD * need_threshold | ops.TAU * need_tau
-        arguments = (
-            grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints,
-            ctx.dynamics, ctx.steps, ctx.time_dim, wanted,
-        )  # fmt: skip
+        tensors = (grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints)
         # create_graph=True: the gradients must not pass for constants, also where only the current asks for one.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad_current, grad_v0, grad_threshold, grad_tau = _OnceDifferentiable.apply(*arguments)
-        else:
-            grad_current, grad_v0, grad_threshold, grad_tau = gradients(*arguments)
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        compute = _OnceDifferentiable.apply if again else gradients
+        grad_current, grad_v0, grad_threshold, grad_tau = compute(
+            ctx.dynamics, ctx.steps, ctx.time_dim, wanted, *tensors
+        )
         return (
             grad_current if ctx.needs_input_grad[0] else None,
             grad_v0.to(v0.dtype) if need_v0 else None,
@@ -63,27 +61,25 @@ class _Integrate(Function):
 
 
 def gradients(
-    grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints, dynamics, steps, time_dim, wanted
-):  # fmt: skip
-    return ops.integrate_backward(
-        grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints,
-        *dynamics.numbers, steps, time_dim, wanted,
-    )  # fmt: skip
+    dynamics: Dynamics, steps: int, time_dim: int, wanted: int, *tensors: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The backward op; ``tensors`` in its order."""
+    return ops.integrate_backward(*tensors, *dynamics.numbers, steps, time_dim, wanted)
 
 
 class _OnceDifferentiable(Function):
     """The backward op as a function whose own derivative is refused by name instead of being silently zero."""
 
     @staticmethod
-    def forward(ctx, *arguments):
-        ctx.name = arguments[8].name
-        return gradients(*arguments)
+    def forward(ctx, dynamics, *arguments):
+        ctx.name = dynamics.name
+        return gradients(dynamics, *arguments)
 
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(
-            f"{ctx.name} has no second derivative: its surrogate gradient was differentiated again "
-            "(a gradient penalty, or create_graph=True). snnfast.reference's loop does not have one either"
+            f"{ctx.name} has no second derivative: its gradient, a surrogate's, was differentiated again "
+            "(a gradient penalty, say)"
         )
 
 
@@ -107,7 +103,7 @@ def run(
     time_dim: int,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks a call and runs it. ``keep``: which of v_last and the potential are wanted; the other is empty."""
+    """Checks a call and runs it. ``keep``: whether v_last and the potential are wanted; they mean nothing otherwise."""
     check_call(dynamics.name, current, v0, threshold, tau, steps, time_dim)
     check_device(current.device)
     if not torch.compiler.is_compiling():

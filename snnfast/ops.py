@@ -92,6 +92,16 @@ class Tables:
 NO_TABLES = (0, 0, 0, 0)
 
 
+@lru_cache(maxsize=256)
+def nothing(output: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The empty tensor that stands for an output nobody asked for: one for ever, since making one costs a microsecond.
+
+    Outputs of one call are different tensors, and none may be one that only inference mode can use.
+    """
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=dtype, device=device)
+
+
 def laid_out(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The copy of a tensor that no kernel can read as it is. The one place where snnfast copies what it is given."""
     return torch.empty_strided(shape, strides, dtype=dtype, device=tensor.device).copy_(tensor)
@@ -133,7 +143,7 @@ def forward(
         potential = empty_strided(p.shape, p.run_strides, dtype=state, device=device)
     if keep & CHECKPOINTS and p.steps > CHECKPOINT_INTERVAL:
         checkpoints = torch.empty(
-            ((p.steps - 1) // CHECKPOINT_INTERVAL, p.neurons), dtype=state, device=device
+            (p.steps - 1) // CHECKPOINT_INTERVAL * p.neurons, dtype=state, device=device
         )
     if p.neurons:
         x = current
@@ -158,12 +168,11 @@ def forward(
         spikes = laid_out(spikes, p.shape, p.strides, dtype)
         if potential is not None:
             potential = laid_out(potential, p.shape, p.strides, state)
-    none = torch.empty
     return (
         spikes,
-        none(0, dtype=state, device=device) if last is None else last,
-        none(0, dtype=state, device=device) if potential is None else potential,
-        none((0, p.neurons), dtype=state, device=device) if checkpoints is None else checkpoints,
+        nothing(1, state, device) if last is None else last,
+        nothing(2, state, device) if potential is None else potential,
+        nothing(3, state, device) if checkpoints is None else checkpoints,
     )
 
 
@@ -247,10 +256,8 @@ def backward(
     if not steps and p.run_strides != p.strides:
         grad_current = laid_out(grad_current, p.shape, p.strides, dtype)
 
-    def summed(values: Tensor | None, table: Tensor | None) -> Tensor:
+    def summed(values: Tensor, table: Tensor) -> Tensor:
         """[neurons] to the shape of the table, in float64."""
-        if values is None or table is None:
-            return torch.empty(0, dtype=torch.float64, device=device)
         if not p.neurons:
             return torch.zeros(table.shape, dtype=torch.float64, device=device)
         before, channels, after = p.sum_sizes if table.numel() > 1 else (1, 1, p.neurons)
@@ -262,16 +269,16 @@ def backward(
         )
         return sums.view(table.shape)
 
-    grad_threshold = summed(sum_threshold, threshold)
-    grad_tau = summed(sum_tau, tau)
-    if tau is not None and wanted & TAU:
-        grad_tau = grad_tau / tau.double().square()
-    none = torch.empty
+    grad_threshold = grad_tau = None
+    if sum_threshold is not None and threshold is not None:
+        grad_threshold = summed(sum_threshold, threshold).to(threshold.dtype)
+    if sum_tau is not None and tau is not None:
+        grad_tau = (summed(sum_tau, tau) / tau.double().square()).to(tau.dtype)
     return (
         grad_current,
-        none(0, dtype=state, device=device) if grad_v0 is None else grad_v0,
-        grad_threshold if threshold is None else grad_threshold.to(threshold.dtype),
-        grad_tau if tau is None else grad_tau.to(tau.dtype),
+        nothing(1, state, device) if grad_v0 is None else grad_v0,
+        nothing(2, state, device) if grad_threshold is None else grad_threshold,
+        nothing(3, state, device) if grad_tau is None else grad_tau,
     )
 
 
@@ -283,12 +290,11 @@ def forward_shapes(
     spikes = spikes_like(current, steps, time_dim)
     one_step = torch.empty_like(spikes.select(time_dim, 0), dtype=state)
     kept = (spikes.shape[time_dim] - 1) // CHECKPOINT_INTERVAL if keep & CHECKPOINTS else 0
-    nothing = current.new_empty(0, dtype=state)
     return (
         spikes,
-        one_step if keep & LAST else nothing,
-        torch.empty_like(spikes, dtype=state) if keep & POTENTIAL else torch.empty_like(nothing),
-        current.new_empty((kept, one_step.numel()), dtype=state),
+        one_step if keep & LAST else current.new_empty(0, dtype=state),
+        torch.empty_like(spikes, dtype=state) if keep & POTENTIAL else current.new_empty(0, dtype=state),
+        current.new_empty(kept * one_step.numel(), dtype=state),
     )
 
 
@@ -304,7 +310,7 @@ def backward_shapes(
 
     def table_gradient(table, bit):
         if table is None or not wanted & bit:
-            return current.new_empty(0, dtype=torch.float64 if table is None else table.dtype)
+            return current.new_empty(0, dtype=state)
         return torch.empty_like(table, memory_format=torch.contiguous_format)
 
     return (

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from snnfast.benchmarks import baselines, cases, measure, report, run, timing
-from snnfast.benchmarks.baselines import Baseline, NaiveIF, NaiveLIF, Neuron
 
 import snnfast
 from snnfast import benchmarks, surrogate
+from snnfast.benchmarks import baselines, cases, measure, report, run, timing
+from snnfast.benchmarks.baselines import Baseline, NaiveIF, NaiveLIF, Neuron
 
 CPU = torch.device("cpu")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from snnfast.benchmarks.baselines import NaiveIF
 from torch import nn
 
 import snnfast
+from snnfast.benchmarks.baselines import NaiveIF
 from snnfast.data import ImageData, load
 from snnfast.models import DigitsNet, SummedLinear
 from snnfast.training import (
