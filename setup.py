@@ -1,6 +1,8 @@
 """Builds the compiled core with CMake; everything else about the package is in pyproject.toml."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +19,12 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / "cmake"
-        build.mkdir(parents=True, exist_ok=True)
         cuda = os.environ.get("SNNFAST_CUDA", "auto")
         if cuda not in ("auto", "0", "1"):
             raise SystemExit(f"SNNFAST_CUDA is {cuda!r}; allowed are auto, 0 and 1")
+        # What an earlier build left behind names tools of its own isolated environment, which is gone.
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir(parents=True)
         configure = [
             "cmake",
             "-S",
@@ -57,6 +61,10 @@ def run(command: list[str]) -> str:
     """Runs a build step; on failure ends the build with the tool's own last words instead of a traceback."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
+        # An error of our own CMakeLists.txt says all there is to say; CMake wraps its lines.
+        own = re.search(r"CMake Error at CMakeLists.txt:\d+ \(message\):\n((?:  .*\n)+)", done.stdout)
+        if own:
+            raise SystemExit(f"snnfast: {' '.join(own[1].split())}")
         lines = done.stdout.strip().splitlines()
         raise SystemExit("\n".join([*lines[-60:], f"snnfast: the build step failed: {' '.join(command)}"]))
     for line in done.stdout.splitlines():

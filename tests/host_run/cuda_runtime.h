@@ -2,8 +2,9 @@
 // very files, as C++: the kernels' source runs on the host, block by block and thread by thread.
 //
 // A kernel without barriers is a loop over its threads. Once a thread reaches __syncthreads, the threads of its block
-// become fibers (ucontext) that meet there; a barrier that not all of them reach is an error, a missing one gives the
-// wrong numbers every time, since the threads run one after another.
+// become fibers (ucontext) that meet there; a barrier that not all of them reach is an error, a missing one gives wrong
+// numbers, since the threads run one after another, in another order in every block (shared memory keeps the numbers of
+// the block before, which one fixed order could happen to use in place of the missing ones).
 #pragma once
 
 #include <ucontext.h>
@@ -55,8 +56,10 @@ public:
     void run(const std::function<void()>& body) {
         body_ = &body;
         met_barrier_ = false;
-        start(0);
-        for (unsigned t = 1; t < fibers_.size(); ++t) {
+        shuffle_ += 2;
+        start(nth(0));
+        for (unsigned n = 1; n < fibers_.size(); ++n) {
+            const unsigned t = nth(n);
             if (met_barrier_) {
                 start(t);
             } else {
@@ -71,7 +74,7 @@ public:
             for (const Fiber& fiber : fibers_) waiting += !fiber.finished;
             if (waiting == 0) return;
             if (waiting != fibers_.size()) fail("a barrier that some threads of the block never reach");
-            for (unsigned t = 0; t < fibers_.size(); ++t) resume(t);
+            for (unsigned n = 0; n < fibers_.size(); ++n) resume(nth(n));
         }
     }
 
@@ -94,6 +97,9 @@ private:
         std::unique_ptr<char[]> stack;
         bool finished = true;
     };
+
+    // The n-th thread to run: an odd multiple visits each of a power of two threads once.
+    unsigned nth(unsigned n) const { return (n * shuffle_ + shuffle_ / 2) % static_cast<unsigned>(fibers_.size()); }
 
     [[noreturn]] static void fail(const char* what) {
         std::fprintf(stderr, "host run of a CUDA kernel: %s\n", what);
@@ -130,6 +136,7 @@ private:
     unsigned current_ = 0;
     bool met_barrier_ = false;
     bool plain_ = false;
+    static inline thread_local unsigned shuffle_ = 35;
 };
 
 }  // namespace host_run
@@ -143,6 +150,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     // The limits of every architecture we build for.
     if (grid.x == 0 || grid.y == 0 || grid.x > 0x7fffffffu || grid.y > 65535u || config->blockDim.x > 1024u)
         return cudaErrorInvalidValue;
+    if (config->blockDim.x & (config->blockDim.x - 1)) return cudaErrorInvalidValue;  // the shim's own limit
     gridDim = grid;
     blockDim = config->blockDim;
     host_run::Block block(config->blockDim.x);

@@ -1,0 +1,142 @@
+"""What an installation promises: it is what was tested, it loads little, and its build speaks clearly."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import snnfast
+from snnfast import _backend, benchmarks
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = Path(_backend.core.__file__)
+
+
+def in_fresh_python(code: str) -> str:
+    """What a new interpreter prints; it runs outside the source tree, so that only what is installed is found."""
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def is_editable() -> bool:
+    url = importlib.metadata.distribution("snnfast").read_text("direct_url.json")
+    return bool(url) and json.loads(url).get("dir_info", {}).get("editable", False)
+
+
+def test_the_installed_package_is_what_is_tested():
+    if is_editable():
+        pytest.skip("an editable install is the source folder")
+    for package, source in ((snnfast, "snnfast"), (benchmarks, "benchmarks")):
+        assert Path(package.__file__).resolve().parent != ROOT / source
+    assert CORE.parent == Path(snnfast.__file__).parent
+
+
+def test_the_version_is_the_distribution_s():
+    assert snnfast.__version__ == importlib.metadata.version("snnfast")
+
+
+def test_type_checkers_find_the_annotations():
+    assert (Path(snnfast.__file__).parent / "py.typed").is_file()
+
+
+def test_build_info_says_what_was_compiled():
+    info = snnfast.build_info()
+    assert info.keys() == {"version", "compiler", "cpu", "cuda"}
+    assert info["version"] == snnfast.__version__
+    assert info["cpu"].keys() == {"backend", "instruction_set", "threads", "openmp"}
+    if _backend.core.with_cuda:
+        assert info["cuda"].keys() == {"backend", "toolkit", "architectures", "driver", "available"}
+    else:
+        assert info["cuda"].keys() == {"backend", "why", "available"}
+        assert info["cuda"]["available"] is False
+
+
+def test_there_is_one_openmp_runtime_in_the_process():
+    """A second one slows every operation of torch several times over. (scikit-learn brings one of its own.)"""
+    mapped = in_fresh_python(
+        "import re, torch, snnfast\n"
+        "torch.set_num_threads(2)\n"
+        "x = torch.randn(4, 8, 64, 8, 8, requires_grad=True)\n"
+        "snnfast.LIF()(x).sum().backward()\n"
+        "paths = {line.split()[-1] for line in open('/proc/self/maps') if '/' in line}\n"
+        "print(*sorted(p for p in paths if re.search(r'/lib(gomp|iomp\\d?|omp)\\b[^/]*$', p)), sep='\\n')\n"
+    ).split()
+    assert len(mapped) == 1, mapped
+    assert snnfast.build_info()["cpu"]["openmp"].startswith("the runtime of ")
+
+
+def test_import_does_not_load_what_only_commands_need():
+    # beyond what torch itself loads (tqdm, where it is installed)
+    loaded = in_fresh_python(
+        "import sys, torch\nbefore = set(sys.modules)\nimport snnfast\nprint(*set(sys.modules) - before)"
+    ).split()
+    assert "snnfast" in loaded
+    assert not {"sklearn", "scipy", "tqdm", "matplotlib", "snnfast.data", "snnfast.benchmarks"} & set(loaded)
+
+
+def test_the_core_links_neither_torch_nor_cuda_nor_openmp():
+    """So that no upgrade of torch breaks it, and it loads without a driver."""
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf (binutils) is not installed")
+    dynamic = subprocess.run([readelf, "-dW", CORE], capture_output=True, text=True, check=True).stdout
+    needed = [line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "(NEEDED)" in line]
+    assert any(name.startswith("libstdc++") or name.startswith("libc++") for name in needed), needed
+    for foreign in ("torch", "c10", "cuda", "cudart", "nvrtc", "omp", "gomp", "iomp", "python"):
+        assert not any(name.startswith(f"lib{foreign}") for name in needed), needed
+
+
+@pytest.fixture
+def source_copy(tmp_path):
+    """The files that a build reads, without those an earlier one left."""
+    if not (ROOT / "setup.py").is_file():
+        pytest.skip("not in a source tree")
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("csrc", "snnfast", "benchmarks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "results"))
+    return copy
+
+
+def failed_build(source: Path, path: str, cuda: str) -> str:
+    """What `setup.py build_ext` says before it fails."""
+    hidden = ("CUDACXX", "CUDA_PATH", "CUDA_HOME", "CUDAToolkit_ROOT", "SNNFAST_CUDA_ARCHS", "SNNFAST_BUILD_LOG")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--build-temp", "temp", "--build-lib", "lib"],
+        cwd=source, env=environment | {"PATH": path, "SNNFAST_CUDA": cuda},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode != 0, done.stdout
+    return done.stdout.strip()
+
+
+def test_an_unknown_snnfast_cuda_is_one_clear_line(source_copy):
+    said = failed_build(source_copy, os.environ["PATH"], "2")
+    assert said.splitlines()[-1] == "SNNFAST_CUDA is '2'; allowed are auto, 0 and 1"
+    assert "Traceback" not in said
+
+
+def test_cuda_asked_for_without_nvcc_is_one_clear_line(source_copy, tmp_path):
+    # Everything on PATH but nvcc, and the tools that this interpreter's environment has.
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for folder in (os.path.dirname(sys.executable), *os.environ["PATH"].split(os.pathsep)):
+        for tool in Path(folder).iterdir() if os.path.isdir(folder) else ():
+            if not tool.name.startswith("nvcc") and not (tools / tool.name).is_symlink():
+                (tools / tool.name).symlink_to(tool)
+    said = failed_build(source_copy, str(tools), "1")
+    last = said.splitlines()[-1]
+    assert last.startswith("snnfast: SNNFAST_CUDA=1, but no working nvcc was found: ")
+    assert "SNNFAST_CUDA=0" in last  # the remedy
+    assert "Traceback" not in said
