@@ -14,7 +14,7 @@ from snnfast import surrogate
 from .neuron import Forward, Neuron
 
 CHECKPOINT_STEPS = 16
-"""K of DESIGN.md: beyond this many steps the forward pass in training keeps the potential at every K-th."""
+"""Beyond this many steps the forward pass in training keeps the potential at every K-th."""
 
 PEERS = ("spikingjelly", "spikingjelly-native", "spikingjelly-triton", "spikingjelly-torch", "snntorch", "norse")
 LOOPS = ("snnfast", "naive", "relu", "copy")
@@ -68,7 +68,7 @@ class Case:
         return math.prod(self.output_shape)
 
     def bytes_moved(self) -> float | None:
-        """Bytes that must cross the memory, DESIGN.md's table: the physical floor. None where it has no row."""
+        """Bytes that must cross the memory: the physical floor. None where it has no row."""
         if self.block != "neuron":
             return None
         item = self.dtype.itemsize

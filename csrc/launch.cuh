@@ -121,14 +121,14 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
         return run_specialised_backward<HardDetached<S>>(call, stream);
     if (wide && fast_sigmoid && !extras && is_soft_attached(call.dynamics))
         return run_specialised_backward<SoftAttached<S>>(call, stream);
+    // One neuron a thread serves what cannot be read wide, and the extras: kernels for wide extras would be the largest
+    // of all, and lengthen the build by a third, for calls that are few.
     with_shape(call.surrogate.shape, [&](auto shape) {
         using Surrogate = decltype(shape);
-        if (!wide)
-            run_backward<1, checkpoint_interval, Surrogate, General<S>, true>(call, stream);
-        else if (extras)
-            run_backward<width, checkpoint_interval, Surrogate, General<S>, true>(call, stream);
-        else
+        if (wide && !extras)
             run_backward<width, checkpoint_interval, Surrogate, General<S>, false>(call, stream);
+        else
+            run_backward<1, checkpoint_interval, Surrogate, General<S>, true>(call, stream);
     });
 }
 

@@ -86,11 +86,11 @@ def compare(ours, theirs, shape=(9, 3, 5, 31)) -> None:
         found.append((spikes, torch.autograd.grad(spikes, current, sent)[0]))
     (spikes, grad), (their_spikes, their_grad) = found
     assert torch.equal(spikes, their_spikes)
-    assert 0.05 < spikes.mean() < 0.7
+    assert 0.02 < spikes.mean() < 0.7
     assert error(grad, their_grad) <= 1e-10
 
 
-RESETS = [("hard", 0.0), ("hard", -0.25), ("soft", 0.0)]
+RESETS = [("hard", 0.0), ("hard", -0.1), ("soft", 0.0)]
 
 
 @pytest.mark.parametrize(("name", "ours"), SPIKINGJELLY, ids=[name for name, _ in SPIKINGJELLY])
@@ -107,7 +107,7 @@ def test_our_if_is_spikingjellys(spikingjelly, name, ours):
 @pytest.mark.parametrize("decay_input", [True, False])
 @pytest.mark.parametrize("tau", [1.5, 2.0, 20.0])
 def test_our_lif_is_spikingjellys(spikingjelly, tau, decay_input):
-    threshold = {1.5: 0.6, 2.0: 0.5, 20.0: 0.1}[tau] if decay_input else 0.9
+    threshold = {1.5: 0.6, 2.0: 0.5, 20.0: 0.05}[tau] if decay_input else 0.9
     for (reset, value), detached in itertools.product(RESETS, [True, False]):
         node = spikingjelly.neuron.LIFNode(
             tau=tau, decay_input=decay_input, v_threshold=threshold, v_reset=value if reset == "hard" else None,

@@ -1,0 +1,174 @@
+"""carry_state: a sequence given in pieces is the sequence given at once, and nothing else happens silently."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from configurations import error
+
+import snnfast as sf
+
+MAKERS = {
+    "IF": lambda **o: sf.IF(0.7, **o),
+    "soft IF": lambda **o: sf.IF(0.7, reset="soft", **o),
+    "LIF": lambda **o: sf.LIF(3.0, 0.3, reset_value=-0.1, **o),
+    "learned LIF": lambda **o: sf.LIF(torch.tensor([1.5, 2.0, 5.0]), 0.3, learn_tau=True, learn_threshold=True, **o),
+}
+makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+
+
+def currents(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+
+
+@makers
+@pytest.mark.parametrize("pieces", [(5, 5), (1, 9), (16, 17, 7)], ids=str)
+@pytest.mark.parametrize("time_dim", [0, 1])
+def test_pieces_of_a_sequence_are_the_whole(kernels, make, pieces, time_dim):
+    x = currents(sum(pieces), 4, 3, 5).to(kernels.device).transpose(0, time_dim)
+    layer = make(carry_state=True, time_dim=time_dim).to(kernels.device)
+    whole = make(time_dim=time_dim).to(kernels.device)(x)
+    parts = [layer(piece) for piece in x.split(pieces, time_dim)]
+    assert torch.equal(torch.cat(parts, time_dim), whole)
+    layer.reset_state()
+    assert layer.state is None
+    assert torch.equal(layer(x), whole)
+
+
+@makers
+def test_gradients_flow_through_the_carried_state(kernels, make):
+    dtype = torch.float64
+    x = currents(12, 4, 3, 5, dtype=dtype).to(kernels.device).requires_grad_()
+    sent = torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).to(x)
+    layer = make(carry_state=True).to(kernels.device, dtype)
+    parameters = list(layer.parameters())
+    in_pieces = torch.autograd.grad(torch.cat([layer(x[:7]), layer(x[7:])]), [x, *parameters], sent)
+    layer.reset_state()
+    at_once = torch.autograd.grad(layer(x), [x, *parameters], sent)
+    for ours, wanted in zip(in_pieces, at_once, strict=True):
+        assert error(ours, wanted) <= 1e-12
+
+
+def test_the_second_piece_alone_sends_gradients_into_the_first():
+    x = currents(10, 4, 3).requires_grad_()
+    layer = sf.LIF(3.0, 0.3, reset="soft", carry_state=True)
+    layer(x[:5])
+    layer(x[5:]).sum().backward()
+    assert x.grad[:5].abs().sum() > 0
+
+
+def test_detach_state_cuts_the_graph_and_keeps_the_values():
+    x = currents(10, 4, 3).requires_grad_()
+    layer = sf.LIF(3.0, 0.3, reset="soft", carry_state=True)
+    first = layer(x[:5])
+    state = layer.state
+    assert state.requires_grad
+    layer.detach_state()
+    assert torch.equal(layer.state, state) and not layer.state.requires_grad
+    second = layer(x[5:])
+    assert torch.equal(torch.cat([first, second]), sf.LIF(3.0, 0.3, reset="soft")(x))
+    second.sum().backward()
+    assert x.grad[:5].abs().sum() == 0 and x.grad[5:].abs().sum() > 0
+    first.sum().backward()  # its graph was left alone
+    layer.reset_state()
+    layer.detach_state()  # nothing to detach is no error
+
+
+def test_training_on_without_detach_state_is_torchs_error():
+    layer = sf.IF(0.3, carry_state=True, learn_threshold=True)
+    layer(currents(5, 4, 3)).sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        layer(currents(5, 4, 3)).sum().backward()
+    layer.reset_state()
+    layer(currents(5, 4, 3)).sum().backward()
+
+
+def test_another_batch_is_refused_until_the_state_is_reset():
+    layer = sf.IF(0.7, carry_state=True)
+    layer(currents(5, 4, 3))
+    state = layer.state
+    for shape in ((5, 2, 3), (5, 4, 1), (5, 1, 3), (5, 4), (5, 4, 3, 1)):
+        with pytest.raises(ValueError, match=r"v0 must have the shape .* \[4, 3\].*reset_state\(\)"):
+            layer(currents(*shape))
+        assert layer.state is state  # the refused call changed nothing
+    layer.reset_state()
+    assert torch.equal(layer(currents(5, 2, 3)), sf.IF(0.7)(currents(5, 2, 3)))
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("second", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_the_state_follows_the_current_to_another_dtype(first, second):
+    x, y = currents(5, 4, 3, dtype=first), currents(6, 4, 3, dtype=second)
+    layer = sf.LIF(3.0, 0.3, carry_state=True)
+    layer(x)
+    v = layer.state
+    assert v.dtype == (torch.float64 if first == torch.float64 else torch.float32)
+    found = layer(y)
+    wanted, v_last = sf.reference.leaky_integrate_and_fire(y, v, tau=3.0, threshold=0.3)
+    assert found.dtype == second and torch.equal(found, wanted)
+    assert torch.equal(layer.state, v_last) and layer.state.dtype == v_last.dtype
+
+
+def test_a_held_current_may_follow_a_sequence():
+    x, held = currents(5, 4, 3), currents(4, 3)
+    layer = sf.IF(0.7, carry_state=True)
+    found = torch.cat([layer(x), layer(held, steps=6)])
+    assert torch.equal(found, sf.IF(0.7)(torch.cat([x, held.expand(6, 4, 3)])))
+
+
+def test_without_gradients_the_state_has_none():
+    layer = sf.IF(0.7, carry_state=True)
+    with torch.no_grad():
+        layer(currents(5, 4, 3).requires_grad_())
+    assert not layer.state.requires_grad
+    with torch.inference_mode():
+        layer(currents(5, 4, 3))
+
+
+def test_a_state_from_inference_mode_does_not_stop_training():
+    layer = sf.IF(0.7, carry_state=True)
+    with torch.inference_mode():
+        layer(currents(5, 4, 3))
+    layer.reset_state()
+    x = currents(5, 4, 3).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_assigned_options_keep_the_state():
+    layer = sf.IF(0.7, carry_state=True)
+    layer(currents(5, 4, 3))
+    v = layer.state
+    layer.threshold = 0.2
+    wanted, _ = sf.functional.integrate_and_fire(currents(5, 4, 3), v, threshold=0.2)
+    assert torch.equal(layer(currents(5, 4, 3)), wanted)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), copy.copy], ids=["deepcopy", "pickle", "copy"]
+)
+@makers
+def test_a_copy_in_the_middle_of_a_graph_goes_on_from_the_same_values(make, duplicate):
+    x = currents(10, 4, 3, 5).requires_grad_()
+    layer = make(carry_state=True)
+    first = layer(x[:5])
+    other = duplicate(layer)
+    assert torch.equal(other.state, layer.state)
+    assert layer.state.requires_grad
+    assert torch.equal(other(x[5:]), layer(x[5:]))
+    other.reset_state()
+    assert layer.state is not None
+    first.sum().backward()
+
+
+def test_the_state_is_in_no_checkpoint():
+    layer = sf.IF(0.7, carry_state=True)
+    before = layer.state_dict()
+    layer(currents(5, 4, 3))
+    assert layer.state_dict() == before == {}
+    fresh = sf.IF(0.7, carry_state=True)
+    fresh.load_state_dict(layer.state_dict())
+    assert fresh.state is None
