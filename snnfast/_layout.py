@@ -159,7 +159,7 @@ def plan(
         state_strides=state_strides,
         steps=shape[time_dim],
         neurons=neurons,
-        sum_sizes=(max(neurons // (channels * after), 1), channels, after),
+        sum_sizes=(max(neurons // max(channels * after, 1), 1), channels, after),
         copy_current=copied[0],
         copy_grad_spikes=copied[1],
         copy_grad_potential=copied[2],

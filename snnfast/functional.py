@@ -71,9 +71,12 @@ class _OnceDifferentiable(Function):
     """The backward op as a function whose own derivative is refused by name instead of being silently zero."""
 
     @staticmethod
-    def forward(ctx, dynamics, *arguments):
+    def forward(ctx, dynamics, steps, time_dim, wanted, *tensors):
         ctx.name = dynamics.name
-        return gradients(dynamics, *arguments)
+        found = gradients(dynamics, steps, time_dim, wanted, *tensors)
+        # What was not wanted is a shared empty tensor (ops.nothing), which autograd must not mark.
+        bits = (ops.INITIAL, ops.THRESHOLD, ops.TAU)
+        return found[0], *(g if wanted & bit else None for g, bit in zip(found[1:], bits, strict=True))
 
     @staticmethod
     def backward(ctx, *_):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -268,7 +269,9 @@ class LIF(_Neuron):
     def __getattr__(self, name: str) -> Any:
         # `tau` of a layer that learns it is not stored; of the others it is an attribute or a buffer.
         if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
-            return 1 + torch.exp(-self.tau_logit)
+            # Beyond this range tau would round to 1 or overflow; its gradient is 0 there.
+            limit = -math.log(torch.finfo(self.tau_logit.dtype).eps)
+            return 1 + torch.exp(-self.tau_logit.clamp(-limit, limit))
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

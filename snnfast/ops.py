@@ -324,6 +324,9 @@ def backward_shapes(
 for key in ("CPU", "CUDA"):
     library.impl("integrate_forward", forward, key)
     library.impl("integrate_backward", backward, key)
+for name in ("integrate_forward", "integrate_backward"):
+    # No autograd of their own. Torch's stand-in for that would mark the outputs, the shared empty ones included.
+    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
 integrate_forward = torch.ops.snnfast.integrate_forward.default
 integrate_backward = torch.ops.snnfast.integrate_backward.default

@@ -335,3 +335,11 @@ def test_calling_an_op_directly_leaves_nothing_behind_for_later_calls():
     with torch.no_grad():
         again = torch.ops.snnfast.integrate_forward(x, *arguments)
     assert not any(y.requires_grad for y in again)
+
+
+def test_a_refused_second_derivative_leaves_nothing_behind_for_later_calls():
+    x = torch.randn(5, 4, requires_grad=True)
+    torch.autograd.grad(sf.IF()(x).sum(), x, create_graph=True)
+    tensors = (torch.ones(5, 4), None, None, x.detach(), None, None, None, torch.empty(0))
+    later = torch.ops.snnfast.integrate_backward(*tensors, 1.0, 0.0, 0.0, 0, 0, 10.0, 1.0, 0, 0, 0)
+    assert not any(y.requires_grad for y in later)
