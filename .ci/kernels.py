@@ -2,8 +2,8 @@
 
     python .ci/kernels.py LOG
 
-LOG is the file that setup.py writes where SNNFAST_BUILD_LOG names it. Exit code 1 where a kernel spills registers, or
-where the log has no kernels at all.
+LOG is the file that setup.py writes where SNNFAST_BUILD_LOG names it. Exit code 1 where a kernel spills more than it may,
+or where the log has no kernels at all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<architect
 FUNCTION = re.compile(r"Function properties for (?P<name>\w+)")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
+
+# ptxas trades a few bytes of spills for another block per multiprocessor, which is a bargain; more is a kernel that has
+# outgrown its registers.
+ALLOWED_SPILLS = 128  # bytes a thread stores and loads, together
 
 
 @dataclass
@@ -113,10 +117,10 @@ def main(arguments: list[str]) -> int:
             f"{architecture}: {len(uses)} kernels, {len(spilling)} spill; "
             f"most registers {uses[most].registers}: {most}"
         )
-    spilling = [names[m] for m, uses in found.items() if any(use.spilled for use in uses.values())]
-    if spilling:
-        print(f"kernels: {len(spilling)} spill registers: {', '.join(sorted(spilling))}")
-    return 1 if spilling else 0
+    excessive = [names[m] for m, uses in found.items() if any(u.spilled > ALLOWED_SPILLS for u in uses.values())]
+    if excessive:
+        print(f"kernels: more than {ALLOWED_SPILLS} bytes spilled by {', '.join(sorted(excessive))}")
+    return 1 if excessive else 0
 
 
 if __name__ == "__main__":
