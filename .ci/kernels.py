@@ -2,8 +2,8 @@
 
     python .ci/kernels.py LOG
 
-LOG is the file that setup.py writes where SNNFAST_BUILD_LOG names it. Exit code 1 where a kernel spills more than it may,
-or where the log has no kernels at all.
+LOG is the file that setup.py writes where SNNFAST_BUILD_LOG names it. Exit code 1 where a kernel spills more than it
+may, or where the log has no kernels at all.
 """
 
 from __future__ import annotations
