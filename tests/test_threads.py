@@ -251,7 +251,7 @@ sys.exit(0 if answer == b"same" and again == wanted else f"child: {answer!r}, pa
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_computes_the_same_after_its_parent_used_threads():
-    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=90)
+    done = subprocess.run([sys.executable, "-P", "-c", CHILD], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
 
 
@@ -275,7 +275,7 @@ if __name__ == "__main__":
 
 
 def test_layers_run_in_the_workers_of_a_data_loader():
-    done = subprocess.run([sys.executable, "-c", LOADER], capture_output=True, text=True, timeout=90)
+    done = subprocess.run([sys.executable, "-P", "-c", LOADER], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
 
 
@@ -290,5 +290,5 @@ assert len(found) == 1, found
 """
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
