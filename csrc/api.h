@@ -29,12 +29,14 @@ struct Layout {
     i64 inner = 1;
     i64 channels = 1;        // length of the per-channel tables
     i64 channel_stride = 1;  // channel of a neuron = (flat / channel_stride) % channels
-    bool held = false;       // one current for all steps: `current` and `grad_current` have no time axis
+    bool held = false;       // one current for all steps: `current` has step stride 0, `grad_current` no time axis
+    bool residual_held = false;  // likewise of the residual and its gradient; only where the current is held
     Strides current;
-    Strides spikes;          // also of the recorded potential and, unless held, of grad_current
+    Strides residual;
+    Strides spikes;          // also of the recorded potential and, unless held, of the gradients that are written
     Strides grad_spikes;
     Strides grad_potential;
-    Strides grad_current;
+    Strides grad_current;    // also of grad_residual, unless residual_held
 
     SNNFAST_HD i64 neurons() const { return outer * inner; }
 };
@@ -62,6 +64,18 @@ struct Tables {
     const void* drive = nullptr;
 };
 
+// Batch normalization of the currents (MATH.md section 4): what the neuron integrates is
+// (x - mean) * scale + shift [+ residual]. Tables of `channels` values in the state's dtype, made in normalization.h.
+struct Normalization {
+    const void* mean = nullptr;  // null: the currents are taken as they are
+    const void* scale = nullptr;
+    const void* shift = nullptr;
+    // Backward, with a batch's own statistics: what the gradient loses through them. Null with given statistics.
+    const void* through_mean = nullptr;
+    const void* through_variance = nullptr;
+    const void* residual = nullptr;  // [outer, steps, inner] storage, or [neurons] where residual_held; null: none
+};
+
 struct Surrogate {
     Shape shape = Shape::fast_sigmoid;
     double gamma = 10.0;
@@ -74,6 +88,7 @@ struct ForwardCall {
     Layout layout;
     Dynamics dynamics;
     Tables tables;
+    Normalization normalization;
     const void* current = nullptr;  // [outer, steps, inner] storage
     const void* initial = nullptr;  // [neurons] state; null: the rest value
     void* spikes = nullptr;         // [outer, steps, inner] storage
@@ -87,6 +102,7 @@ struct BackwardCall {
     Layout layout;
     Dynamics dynamics;
     Tables tables;
+    Normalization normalization;
     Surrogate surrogate;
     const void* current = nullptr;         // [outer, steps, inner] storage
     const void* initial = nullptr;         // [neurons] state; null: the rest value
@@ -95,26 +111,58 @@ struct BackwardCall {
     const void* grad_last = nullptr;       // [neurons] state; null: zero
     const void* grad_potential = nullptr;  // [outer, steps, inner] state; null: zero
     void* grad_current = nullptr;          // [outer, steps, inner] storage, or [neurons] when held
+    void* grad_residual = nullptr;         // [outer, steps, inner] storage, or [neurons] where residual_held
     void* grad_initial = nullptr;          // [neurons] state
     void* grad_threshold = nullptr;        // [neurons] state: each neuron's sum over time
     void* grad_tau = nullptr;              // [neurons] state: sum over time of delta * (v - rest - [input decays] x)
+    void* sum_gradient = nullptr;          // [neurons] state: sum over time of dL/dI, I the normalized current
+    void* sum_product = nullptr;           // [neurons] state: sum over time of dL/dI * (x - mean)
 };
 
-// sums[c] = sum of values[p, c, q] over p and q, in double and in an order that depends on nothing but the sizes.
+// sums[a, c] = sum of values[a, p, c, q] over p and q, in double and in an order that depends on nothing but the sizes.
 struct ChannelSumCall {
     DType dtype = DType::float32;  // of values: float32 or float64
+    i64 arrays = 1;
     i64 before = 1;
     i64 channels = 1;
     i64 after = 1;
     const void* values = nullptr;
-    double* sums = nullptr;       // [channels]
+    double* sums = nullptr;       // [arrays, channels]
     double* workspace = nullptr;  // [channel_sum_workspace(...)]
+};
+
+// What every neuron contributes to the moments of its channel, over its own time steps (normalization.h).
+struct MomentsCall {
+    DType dtype = DType::float32;
+    Layout layout;
+    const void* current = nullptr;  // [outer, steps, inner] storage
+    void* neurons = nullptr;        // [2, neurons] state
+};
+
+// The per-channel arithmetic between the passes, in double. Null tables are not given or not wanted.
+struct ChannelCall {
+    enum class What : int { moments, tables, gradients };
+    What what = What::moments;
+    DType dtype = DType::float32;  // of the current, whose state's dtype the tables have
+    Layout layout;                 // channels and, for `moments`, the current's
+    const void* current = nullptr;
+    double eps = 0.0;
+    double count = 1.0;                // values per channel
+    const double* sums = nullptr;      // [2, channels] of the neurons' contributions; or of the two gradient sums
+    const double* weight = nullptr;    // [channels]
+    const double* bias = nullptr;      // [channels]
+    double* moments = nullptr;         // [2, channels]: mean, biased variance
+    void* tables = nullptr;            // [3, channels] state: mean, scale, shift
+    void* gradient_tables = nullptr;   // [2, channels] state: through_mean, through_variance
+    double* grad_parameters = nullptr; // [2, channels]: of weight, of bias
 };
 
 namespace cpu {
 void forward(const ForwardCall& call, int threads);
 void backward(const BackwardCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
+void moments(const MomentsCall& call, int threads);
+void channel(const ChannelCall& call, int threads);
 const char* instruction_set();                // the one in use
 bool use_instruction_set(const char* name);   // false: unknown, or this processor lacks it
 }  // namespace cpu
@@ -124,7 +172,9 @@ namespace cuda {
 void forward(const ForwardCall& call, int device, void* stream);
 void backward(const BackwardCall& call, int device, void* stream);
 void channel_sum(const ChannelSumCall& call, int device, void* stream);
-i64 channel_sum_workspace(i64 before, i64 channels, i64 after);
+i64 channel_sum_workspace(i64 arrays, i64 before, i64 channels, i64 after);
+void moments(const MomentsCall& call, int device, void* stream);
+void channel(const ChannelCall& call, int device, void* stream);
 bool compiled();              // whether the CUDA kernels are in this build
 const char* toolkit();        // the toolkit's version, "13.0"
 const char* architectures();  // as CMake names them, "80-real;…;120"

@@ -2,10 +2,11 @@
 //
 // A thread owns Width neighbouring neurons through all steps, with the state in registers: one pass over time forward;
 // backward, blocks of Block steps are rebuilt in registers from the input (and a checkpoint) and walked in reverse.
-// Variants are policies of these two kernels: how a current is read and what becomes of its gradient.
+// Variants are policies of these two kernels: the dynamics, the surrogate, how a current is read.
 #pragma once
 
 #include "neuron.h"
+#include "normalization.h"
 
 namespace snnfast {
 inline namespace SNNFAST_TARGET {
@@ -91,73 +92,135 @@ __device__ void store_state(void* to, const S (&from)[Width], i64 flat) {
     if (to) store<Width>(static_cast<S*>(to) + flat, from);
 }
 
-// How a current is read: one for every step …
-template <class Storage, int Width>
-struct CurrentPerStep {
+// How currents are read: as they are, or normalized, with a residual where there is one. A held current is the same
+// address at every step, which the caches answer.
+template <class Storage, int Width, Currents How>
+struct CurrentReader {
     using S = State<Storage>;
-    const Storage* first;
-    i64 stride;
+    const Storage* x;
+    const Storage* residual = nullptr;
+    i64 x_step;
+    i64 residual_step = 0;
+    bool normalized = false;
+    Normalizer<S> n[How == Currents::plain ? 1 : Width];
 
-    __device__ CurrentPerStep(const void* current, const Layout& layout, const Place& place)
-        : first(static_cast<const Storage*>(current) + place.in(layout.current)), stride(layout.current.step) {}
-    __device__ void read(S (&x)[Width], i64 step) const { load<Width>(x, first + step * stride); }
-};
-
-// … or one held for all of them.
-template <class Storage, int Width>
-struct CurrentHeld {
-    using S = State<Storage>;
-    S held[Width];
-
-    __device__ CurrentHeld(const void* current, const Layout& layout, const Place& place) {
-        load<Width>(held, static_cast<const Storage*>(current) + place.in(layout.current));
-    }
-    __device__ void read(S (&x)[Width], i64) const {
+    template <class Call>
+    __device__ CurrentReader(const Call& call, const Place& place)
+        : x(static_cast<const Storage*>(call.current) + place.in(call.layout.current)),
+          x_step(call.layout.current.step) {
+        if (How == Currents::plain) return;
+        normalized = How == Currents::normalized || call.normalization.mean;
+        if (!normalized) return;
+        const Normalization& given = call.normalization;
 #pragma unroll
-        for (int w = 0; w < Width; ++w) x[w] = held[w];
+        for (int w = 0; w < Width; ++w) {
+            const i64 channel = (place.flat + w) / call.layout.channel_stride % call.layout.channels;
+            n[w].mean = static_cast<const S*>(given.mean)[channel];
+            n[w].scale = static_cast<const S*>(given.scale)[channel];
+            n[w].shift = static_cast<const S*>(given.shift)[channel];
+            n[w].through_mean = channel_value<S>(given.through_mean, 0.0, channel);
+            n[w].through_variance = channel_value<S>(given.through_variance, 0.0, channel);
+        }
+        if (given.residual) {
+            residual = static_cast<const Storage*>(given.residual) + place.in(call.layout.residual);
+            residual_step = call.layout.residual.step;
+        }
+    }
+
+    __device__ void read(S (&to)[Width], i64 step) const {
+        load<Width>(to, x + step * x_step);
+        if (How == Currents::plain || !normalized) return;
+#pragma unroll
+        for (int w = 0; w < Width; ++w) to[w] = normalize(n[w], to[w]);
+        if (residual) {
+            S more[Width];
+            load<Width>(more, residual + step * residual_step);
+#pragma unroll
+            for (int w = 0; w < Width; ++w) to[w] = to[w] + more[w];
+        }
+    }
+
+    // x - mean, read again: the caches still have it, and registers are short.
+    __device__ void centered(S (&to)[Width], i64 step) const {
+        load<Width>(to, x + step * x_step);
+#pragma unroll
+        for (int w = 0; w < Width; ++w) to[w] = to[w] - n[w].mean;
     }
 };
 
-// What becomes of a current's gradient: stored for every step …
-template <class Storage, int Width>
-struct GradientPerStep {
+// What becomes of the gradients of currents: stored for every step; summed over the steps of what was held; summed for
+// the gradients of a batch's statistics; passed through the normalization.
+template <class Storage, int Width, Currents How>
+struct GradientWriter {
     using S = State<Storage>;
-    Storage* first;
-    i64 stride;
-
-    __device__ GradientPerStep(void* gradient, const Layout& layout, const Place& place)
-        : first(static_cast<Storage*>(gradient) + place.in(layout.grad_current)), stride(layout.grad_current.step) {}
-    __device__ void take(const S (&g)[Width], i64 step) { store<Width>(first + step * stride, g); }
-    __device__ void finish() {}
-};
-
-// … or summed over the steps of a held current.
-template <class Storage, int Width>
-struct GradientSummed {
-    using S = State<Storage>;
+    const BackwardCall& call;
+    const Place& place;
+    const CurrentReader<Storage, Width, How>& current;
     Storage* to;
-    S sum[Width];
+    Storage* residual = nullptr;
+    const bool held;
+    const bool batch;
+    S sum[Width], product[How == Currents::plain ? 1 : Width];
 
-    __device__ GradientSummed(void* gradient, const Layout&, const Place& place)
-        : to(static_cast<Storage*>(gradient) + place.flat) {
+    __device__ GradientWriter(const BackwardCall& call_, const Place& place_,
+                              const CurrentReader<Storage, Width, How>& current_)
+        : call(call_), place(place_), current(current_), to(nullptr), held(call_.layout.held),
+          batch(call_.normalization.through_mean) {
+        if (call.grad_current && !held)
+            to = static_cast<Storage*>(call.grad_current) + place.in(call.layout.grad_current);
+        if (How != Currents::plain && call.grad_residual && !call.layout.residual_held)
+            residual = static_cast<Storage*>(call.grad_residual) + place.in(call.layout.grad_current);
         fill(sum, S(0));
+        fill(product, S(0));
     }
-    __device__ void take(const S (&g)[Width], i64) {
-#pragma unroll
-        for (int w = 0; w < Width; ++w) sum[w] += g[w];
-    }
-    __device__ void finish() { store<Width>(to, sum); }
-};
 
-template <class Storage, int Width, bool Held>
-struct CurrentPolicy {
-    using Read = CurrentPerStep<Storage, Width>;
-    using Gradient = GradientPerStep<Storage, Width>;
-};
-template <class Storage, int Width>
-struct CurrentPolicy<Storage, Width, true> {
-    using Read = CurrentHeld<Storage, Width>;
-    using Gradient = GradientSummed<Storage, Width>;
+    __device__ void take(const S (&g)[Width], i64 step) {
+        if (How == Currents::plain || !current.normalized) {
+            if (held) {
+#pragma unroll
+                for (int w = 0; w < Width; ++w) sum[w] += g[w];
+            } else {
+                store<Width>(to + step * call.layout.grad_current.step, g);
+            }
+            return;
+        }
+        S centered[Width];
+        current.centered(centered, step);
+#pragma unroll
+        for (int w = 0; w < Width; ++w) {
+            sum[w] += g[w];
+            product[How == Currents::plain ? 0 : w] += g[w] * centered[w];
+        }
+        if (to) {
+            S out[Width];
+            through(out, g, centered);
+            store<Width>(to + step * call.layout.grad_current.step, out);
+        }
+        if (residual) store<Width>(residual + step * call.layout.grad_current.step, g);
+    }
+
+    __device__ void finish() {
+        if (How == Currents::plain || !current.normalized) {
+            if (held) store<Width>(static_cast<Storage*>(call.grad_current) + place.flat, sum);
+            return;
+        }
+        if (held && call.grad_current) {
+            S centered[Width], out[Width];
+            current.centered(centered, 0);
+            through(out, sum, centered);
+            store<Width>(static_cast<Storage*>(call.grad_current) + place.flat, out);
+        }
+        if (call.layout.residual_held && call.grad_residual)
+            store<Width>(static_cast<Storage*>(call.grad_residual) + place.flat, sum);
+        store_state(call.sum_gradient, sum, place.flat);
+        if constexpr (How != Currents::plain) store_state(call.sum_product, product, place.flat);
+    }
+
+    __device__ void through(S (&out)[Width], const S (&g)[Width], const S (&centered)[Width]) const {
+#pragma unroll
+        for (int w = 0; w < Width; ++w)
+            out[w] = gradient_through(current.n[How == Currents::plain ? 0 : w], g[w], centered[w], batch);
+    }
 };
 
 template <class D>
@@ -170,7 +233,7 @@ struct IsGeneral<General<S>> {
 };
 
 // Extras (delay, recorded potentials) are for D = General alone.
-template <class Storage, int Width, class D, bool Held>
+template <class Storage, int Width, class D, Currents How>
 __global__ void __launch_bounds__(threads_per_block) forward_kernel(const ForwardCall call) {
     using S = State<Storage>;
     const Layout& layout = call.layout;
@@ -180,7 +243,7 @@ __global__ void __launch_bounds__(threads_per_block) forward_kernel(const Forwar
     const D dynamics(call.dynamics);
     Coefficients<S> k[Width];
     load_coefficients(k, call.dynamics, call.tables, layout, place);
-    const typename CurrentPolicy<Storage, Width, Held>::Read current(call.current, layout, place);
+    const CurrentReader<Storage, Width, How> current(call, place);
     Storage* const spikes = static_cast<Storage*>(call.spikes) + place.in(layout.spikes);
     S* const potential =
         IsGeneral<D>::value && call.potential ? static_cast<S*>(call.potential) + place.in(layout.spikes) : nullptr;
@@ -225,7 +288,7 @@ __global__ void __launch_bounds__(threads_per_block) forward_kernel(const Forwar
 }
 
 // Extras (delay, gradients of recorded potentials, of the threshold and of tau) are compiled in where asked for.
-template <class Storage, int Width, int Block, class Surrogate, class D, bool Held, bool Extras>
+template <class Storage, int Width, int Block, class Surrogate, class D, Currents How, bool Extras>
 __global__ void __launch_bounds__(threads_per_block) backward_kernel(const BackwardCall call) {
     using S = State<Storage>;
     const Layout& layout = call.layout;
@@ -237,8 +300,8 @@ __global__ void __launch_bounds__(threads_per_block) backward_kernel(const Backw
     const S beta = S(call.surrogate.beta);
     Coefficients<S> k[Width];
     load_coefficients(k, call.dynamics, call.tables, layout, place);
-    const typename CurrentPolicy<Storage, Width, Held>::Read current(call.current, layout, place);
-    typename CurrentPolicy<Storage, Width, Held>::Gradient grad_current(call.grad_current, layout, place);
+    const CurrentReader<Storage, Width, How> current(call, place);
+    GradientWriter<Storage, Width, How> grad_current(call, place, current);
     const Storage* const grad_spikes =
         call.grad_spikes ? static_cast<const Storage*>(call.grad_spikes) + place.in(layout.grad_spikes) : nullptr;
     const S* const grad_potential = Extras && call.grad_potential
@@ -322,29 +385,86 @@ __global__ void __launch_bounds__(threads_per_block) backward_kernel(const Backw
 }
 
 // Sums per channel, in an order that depends on nothing but the sizes: every block sums a fixed share of a channel
-// into the workspace [channels, pieces]; the same kernel then sums the pieces.
-__device__ inline double sum_over_block(double value) {
-    __shared__ double partial[threads_per_block];
-    partial[threadIdx.x] = value;
-    __syncthreads();
-    for (int half = threads_per_block / 2; half > 0; half /= 2) {
-        if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
-        __syncthreads();
-    }
-    return partial[0];
-}
-
+// into the workspace [arrays, channels, pieces]; the same kernel then sums the pieces.
+//
+// values: [arrays, before, channels, after]; sums: [arrays, channels, pieces]. A block sums one piece of one channel,
+// or, where neighbours are of different channels (`after` < 32), of as many channels as a warp has threads.
 template <class S>
 __global__ void __launch_bounds__(threads_per_block)
     channel_sum_kernel(const S* values, double* sums, i64 before, i64 channels, i64 after) {
-    const i64 channel = blockIdx.x;
+    constexpr int warp = 32;
     const i64 piece = blockIdx.y;
     const i64 pieces = gridDim.y;
+    const bool narrow = after < warp;
+    const i64 groups = narrow ? (channels + warp - 1) / warp : channels;
+    const i64 array = blockIdx.x / groups;
+    const i64 group = blockIdx.x % groups;
+    const i64 lane = narrow ? threadIdx.x % warp : 0;
+    const i64 rank = narrow ? threadIdx.x / warp : threadIdx.x;
+    const i64 ranks = narrow ? threads_per_block / warp : threads_per_block;
+    const i64 channel = narrow ? group * warp + lane : group;
+    const S* const from = values + array * before * channels * after;
     double sum = 0;
-    for (i64 m = piece * threads_per_block + threadIdx.x; m < before * after; m += pieces * threads_per_block)
-        sum += values[(m / after * channels + channel) * after + m % after];
-    sum = sum_over_block(sum);
-    if (threadIdx.x == 0) sums[channel * pieces + piece] = sum;
+    if (channel < channels)
+        for (i64 m = piece * ranks + rank; m < before * after; m += pieces * ranks)
+            sum += from[(m / after * channels + channel) * after + m % after];
+    __shared__ double partial[threads_per_block];
+    partial[threadIdx.x] = sum;
+    __syncthreads();
+    const int last = narrow ? warp : 1;
+    for (int half = threads_per_block / 2; half >= last; half /= 2) {
+        if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (static_cast<int>(threadIdx.x) < last && channel < channels)
+        sums[(array * channels + channel) * pieces + piece] = partial[threadIdx.x];
+}
+
+// What every neuron contributes to its channel's moments.
+template <class Storage, int Width>
+__global__ void __launch_bounds__(threads_per_block) moments_kernel(const MomentsCall call) {
+    using S = State<Storage>;
+    const Layout& layout = call.layout;
+    Place place;
+    if (!find_place<Width>(layout, place)) return;
+    const i64 steps = layout.held ? 1 : layout.steps;
+    const Storage* const x = static_cast<const Storage*>(call.current) + place.in(layout.current);
+    S first[Width], sum[Width], squares[Width];
+    load<Width>(first, x);
+    fill(sum, S(0));
+    fill(squares, S(0));
+    for (i64 start = 1; start < steps; start += steps_ahead) {
+        S more[steps_ahead][Width];
+#pragma unroll
+        for (int a = 0; a < steps_ahead; ++a)
+            if (start + a < steps) load<Width>(more[a], x + (start + a) * layout.current.step);
+#pragma unroll
+        for (int a = 0; a < steps_ahead; ++a) {
+            if (start + a >= steps) continue;
+#pragma unroll
+            for (int w = 0; w < Width; ++w) {
+                const S d = more[a][w] - first[w];
+                sum[w] += d;
+                squares[w] += d * d;
+            }
+        }
+    }
+#pragma unroll
+    for (int w = 0; w < Width; ++w) {
+        const i64 channel = (place.flat + w) / layout.channel_stride % layout.channels;
+        const S pivot = widen(static_cast<const Storage*>(call.current)[pivot_offset(layout, channel)]);
+        const Contribution<S> mine = contribution(first[w], pivot, sum[w], squares[w], S(steps));
+        sum[w] = mine.mean;
+        squares[w] = mine.squares;
+    }
+    store_state(call.neurons, sum, place.flat);
+    store_state(static_cast<S*>(call.neurons) + layout.neurons(), squares, place.flat);
+}
+
+template <class Storage>
+__global__ void __launch_bounds__(threads_per_block) channel_kernel(const ChannelCall call) {
+    const i64 channel = static_cast<i64>(blockIdx.x) * threads_per_block + threadIdx.x;
+    if (channel < call.layout.channels) channel_step<Storage, State<Storage>>(call, channel);
 }
 
 }  // namespace SNNFAST_TARGET

@@ -58,20 +58,36 @@ void backward(const BackwardCall& call, int device, void* stream) {
     with_storage(call.dtype, [&](auto launcher) { launcher.backward(call, stream); });
 }
 
-i64 channel_sum_workspace(i64 before, i64 channels, i64 after) { return channels * pieces_of(before, after); }
+i64 channel_sum_workspace(i64 arrays, i64 before, i64 channels, i64 after) {
+    return arrays * channels * pieces_of(before, after);
+}
 
 void channel_sum(const ChannelSumCall& call, int device, void* stream) {
     const DeviceGuard guard(device);
     const unsigned pieces = pieces_of(call.before, call.after);
-    const dim3 blocks(static_cast<unsigned>(call.channels), pieces);
+    const auto blocks = [&](i64 after) {
+        return static_cast<unsigned>(call.arrays * (after < 32 ? (call.channels + 31) / 32 : call.channels));
+    };
+    const dim3 grid(blocks(call.after), pieces);
     if (call.dtype == DType::float64)
-        launch(channel_sum_kernel<double>, blocks, stream, static_cast<const double*>(call.values), call.workspace,
+        launch(channel_sum_kernel<double>, grid, stream, static_cast<const double*>(call.values), call.workspace,
                call.before, call.channels, call.after);
     else
-        launch(channel_sum_kernel<float>, blocks, stream, static_cast<const float*>(call.values), call.workspace,
+        launch(channel_sum_kernel<float>, grid, stream, static_cast<const float*>(call.values), call.workspace,
                call.before, call.channels, call.after);
-    launch(channel_sum_kernel<double>, dim3(static_cast<unsigned>(call.channels)), stream,
-           static_cast<const double*>(call.workspace), call.sums, i64(1), call.channels, i64(pieces));
+    // The pieces of a channel lie side by side: [arrays, 1, channels, pieces].
+    launch(channel_sum_kernel<double>, dim3(blocks(pieces)), stream, static_cast<const double*>(call.workspace),
+           call.sums, i64(1), call.channels, i64(pieces));
+}
+
+void moments(const MomentsCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    with_storage(call.dtype, [&](auto launcher) { launcher.moments(call, stream); });
+}
+
+void channel(const ChannelCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    with_storage(call.dtype, [&](auto launcher) { launcher.channel(call, stream); });
 }
 
 bool compiled() { return true; }

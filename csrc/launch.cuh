@@ -58,32 +58,38 @@ struct Launcher {
 
     static void forward(const ForwardCall& call, void* stream);
     static void backward(const BackwardCall& call, void* stream);
+    static void moments(const MomentsCall& call, void* stream);
+    static void channel(const ChannelCall& call, void* stream);
 
 private:
-    template <int Width, class D>
+    template <int Width, class D, Currents How>
     static void run_forward(const ForwardCall& call, void* stream) {
-        const dim3 blocks = blocks_for(call.layout, Width);
-        if (call.layout.held)
-            launch(forward_kernel<Storage, Width, D, true>, blocks, stream, call);
-        else
-            launch(forward_kernel<Storage, Width, D, false>, blocks, stream, call);
+        launch(forward_kernel<Storage, Width, D, How>, blocks_for(call.layout, Width), stream, call);
     }
 
-    template <int Width, int Block, class Surrogate, class D, bool Extras>
+    template <int Width, int Block, class Surrogate, class D, Currents How, bool Extras>
     static void run_backward(const BackwardCall& call, void* stream) {
         const dim3 blocks = blocks_for(call.layout, Width);
-        if (call.layout.held)
-            launch(backward_kernel<Storage, Width, Block, Surrogate, D, true, Extras>, blocks, stream, call);
+        launch(backward_kernel<Storage, Width, Block, Surrogate, D, How, Extras>, blocks, stream, call);
+    }
+
+    template <class D>
+    static void run_wide_forward(const ForwardCall& call, void* stream) {
+        if (call.normalization.mean)
+            run_forward<forward_width, D, Currents::normalized>(call, stream);
         else
-            launch(backward_kernel<Storage, Width, Block, Surrogate, D, false, Extras>, blocks, stream, call);
+            run_forward<forward_width, D, Currents::plain>(call, stream);
     }
 
     template <class D>
     static void run_specialised_backward(const BackwardCall& call, void* stream) {
-        if (call.layout.steps <= steps_ahead)
-            run_backward<backward_width, steps_ahead, FastSigmoid, D, false>(call, stream);
+        constexpr int width = backward_width, block = checkpoint_interval;
+        if (call.normalization.mean)
+            run_backward<width, block, FastSigmoid, D, Currents::normalized, false>(call, stream);
+        else if (call.layout.steps <= steps_ahead)
+            run_backward<width, steps_ahead, FastSigmoid, D, Currents::plain, false>(call, stream);
         else
-            run_backward<backward_width, checkpoint_interval, FastSigmoid, D, false>(call, stream);
+            run_backward<width, block, FastSigmoid, D, Currents::plain, false>(call, stream);
     }
 };
 
@@ -92,17 +98,18 @@ void Launcher<Storage>::forward(const ForwardCall& call, void* stream) {
     const Layout& layout = call.layout;
     constexpr int width = forward_width;
     const bool wide = layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
+                      fits<Storage>(width, call.normalization.residual, layout.residual, layout) &&
                       fits<Storage>(width, call.spikes, layout.spikes, layout) &&
                       state_fits<S>(width, {call.initial, call.last, call.potential, call.checkpoints});
     const bool extras = call.potential || call.dynamics.delay;
     if (!wide)
-        run_forward<1, General<S>>(call, stream);
+        run_forward<1, General<S>, Currents::any>(call, stream);
     else if (!extras && is_hard_detached(call.dynamics))
-        run_forward<width, HardDetached<S>>(call, stream);
+        run_wide_forward<HardDetached<S>>(call, stream);
     else if (!extras && is_soft_attached(call.dynamics))
-        run_forward<width, SoftAttached<S>>(call, stream);
+        run_wide_forward<SoftAttached<S>>(call, stream);
     else
-        run_forward<width, General<S>>(call, stream);
+        run_wide_forward<General<S>>(call, stream);
 }
 
 template <class Storage>
@@ -110,26 +117,48 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
     const Layout& layout = call.layout;
     constexpr int width = backward_width;
     const bool wide = layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
+                      fits<Storage>(width, call.normalization.residual, layout.residual, layout) &&
                       fits<Storage>(width, call.grad_spikes, layout.grad_spikes, layout) &&
                       fits<S>(width, call.grad_potential, layout.grad_potential, layout) &&
                       fits<Storage>(width, call.grad_current, layout.grad_current, layout) &&
+                      fits<Storage>(width, call.grad_residual, layout.grad_current, layout) &&
                       state_fits<S>(width, {call.initial, call.checkpoints, call.grad_last, call.grad_initial,
-                                            call.grad_threshold, call.grad_tau});
+                                            call.grad_threshold, call.grad_tau, call.sum_gradient, call.sum_product});
     const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
     const bool fast_sigmoid = call.surrogate.shape == Shape::fast_sigmoid;
-    if (wide && fast_sigmoid && !extras && is_hard_detached(call.dynamics))
-        return run_specialised_backward<HardDetached<S>>(call, stream);
-    if (wide && fast_sigmoid && !extras && is_soft_attached(call.dynamics))
-        return run_specialised_backward<SoftAttached<S>>(call, stream);
-    // One neuron a thread serves what cannot be read wide, and the extras: kernels for wide extras would be the largest
-    // of all, and lengthen the build by a third, for calls that are few.
+    const bool normalized = call.normalization.mean;
+    if (wide && fast_sigmoid && !extras) {
+        if (is_hard_detached(call.dynamics)) return run_specialised_backward<HardDetached<S>>(call, stream);
+        if (is_soft_attached(call.dynamics)) return run_specialised_backward<SoftAttached<S>>(call, stream);
+        if (normalized) return run_specialised_backward<General<S>>(call, stream);
+    }
+    // One neuron a thread serves what cannot be read wide, the extras, and normalized currents before another surrogate
+    // than the paper's: wide kernels for those would lengthen the build by a half, for calls that are few.
     with_shape(call.surrogate.shape, [&](auto shape) {
         using Surrogate = decltype(shape);
-        if (wide && !extras)
-            run_backward<width, checkpoint_interval, Surrogate, General<S>, false>(call, stream);
+        if (wide && !extras && !normalized)
+            run_backward<width, checkpoint_interval, Surrogate, General<S>, Currents::plain, false>(call, stream);
         else
-            run_backward<1, checkpoint_interval, Surrogate, General<S>, true>(call, stream);
+            run_backward<1, checkpoint_interval, Surrogate, General<S>, Currents::any, true>(call, stream);
     });
+}
+
+template <class Storage>
+void Launcher<Storage>::moments(const MomentsCall& call, void* stream) {
+    const Layout& layout = call.layout;
+    constexpr int width = forward_width;
+    const void* const squares = static_cast<S*>(call.neurons) + layout.neurons();
+    if (layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
+        state_fits<S>(width, {call.neurons, squares}))
+        launch(moments_kernel<Storage, width>, blocks_for(layout, width), stream, call);
+    else
+        launch(moments_kernel<Storage, 1>, blocks_for(layout, 1), stream, call);
+}
+
+template <class Storage>
+void Launcher<Storage>::channel(const ChannelCall& call, void* stream) {
+    const i64 blocks = (call.layout.channels + threads_per_block - 1) / threads_per_block;
+    launch(channel_kernel<Storage>, dim3(static_cast<unsigned>(blocks)), stream, call);
 }
 
 }  // namespace cuda

@@ -44,5 +44,13 @@ SNNFAST_HD auto approximate_quotient<float, float>(float a, float b) {
 }
 #endif
 
+SNNFAST_HD double square_root(double value) {
+#if defined(__CUDA_ARCH__)
+    return __dsqrt_rn(value);
+#else
+    return __builtin_sqrt(value);
+#endif
+}
+
 }  // namespace SNNFAST_TARGET
 }  // namespace snnfast

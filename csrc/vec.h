@@ -105,62 +105,36 @@ inline void end_of_streaming() {
 #endif
 }
 
-// A whole vector at a time, the same with stores past the caches, and the shorter one at the end of a tile: one
-// interface, so that a loop body is written once. Lanes past the end compute on zeros and are not stored.
-struct WholeVector {
-    template <class Storage>
-    SNNFAST_HD Vector<State<Storage>> load(const Storage* from) const {
-        typename Packing<Storage>::Stored stored;
-        std::memcpy(&stored, from, sizeof stored);
-        return Packing<Storage>::widen(stored);
-    }
-    template <class Storage>
-    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value) const {
-        const auto stored = Packing<Storage>::narrow(value);
-        std::memcpy(to, &stored, sizeof stored);
-    }
-    template <class Storage>
-    SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value) const {
-        store(to, value);
-    }
-};
+// A vector of states from `lanes` neighbouring elements, and back. Nothing need be aligned.
+template <class Storage>
+SNNFAST_HD Vector<State<Storage>> load(const Storage* from) {
+    typename Packing<Storage>::Stored stored;
+    std::memcpy(&stored, from, sizeof stored);
+    return Packing<Storage>::widen(stored);
+}
 
-struct StreamedVector : WholeVector {
-    template <class Storage>
-    SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value) const {
+template <class Storage>
+SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value) {
+    const auto stored = Packing<Storage>::narrow(value);
+    std::memcpy(to, &stored, sizeof stored);
+}
+
+// How far ahead of its use memory is asked for: hardware does not follow rows that end with their tile.
+constexpr i64 prefetch_bytes = 1024;
+
+template <class T>
+SNNFAST_HD void prefetch(const T* at) {
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + prefetch_bytes);
+}
+
+template <class Storage>
+SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value, bool past_caches) {
+    if (past_caches) {
         stream(to, Packing<Storage>::narrow(value));
-    }
-};
-
-struct PartOfVector {
-    i64 count;
-
-    template <class Storage>
-    SNNFAST_HD Vector<State<Storage>> load(const Storage* from) const {
-        typename Packing<Storage>::Stored stored{};
-        std::memcpy(&stored, from, count * sizeof(Storage));
-        return Packing<Storage>::widen(stored);
-    }
-    template <class Storage>
-    SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value) const {
-        const auto stored = Packing<Storage>::narrow(value);
-        std::memcpy(to, &stored, count * sizeof(Storage));
-    }
-    template <class Storage>
-    SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value) const {
+    } else {
+        __builtin_prefetch(reinterpret_cast<const char*>(to) + prefetch_bytes, 1);
         store(to, value);
     }
-};
-
-// Calls body(whole, streamed or part of a vector; first index) for every vector of [0, count).
-template <class Storage, class Body>
-SNNFAST_HD void for_each_vector(i64 count, bool past_caches, Body body) {
-    const i64 whole = count - count % lanes<Storage>;
-    if (past_caches)
-        for (i64 i = 0; i < whole; i += lanes<Storage>) body(StreamedVector{}, i);
-    else
-        for (i64 i = 0; i < whole; i += lanes<Storage>) body(WholeVector{}, i);
-    if (whole < count) body(PartOfVector{count - whole}, whole);
 }
 
 }  // namespace SNNFAST_TARGET

@@ -14,7 +14,9 @@ namespace {
 void forward(const ForwardCall&, int, void*) { refuse(); }
 void backward(const BackwardCall&, int, void*) { refuse(); }
 void channel_sum(const ChannelSumCall&, int, void*) { refuse(); }
-i64 channel_sum_workspace(i64, i64, i64) { refuse(); }
+i64 channel_sum_workspace(i64, i64, i64, i64) { refuse(); }
+void moments(const MomentsCall&, int, void*) { refuse(); }
+void channel(const ChannelCall&, int, void*) { refuse(); }
 bool compiled() { return false; }
 const char* toolkit() { return ""; }
 const char* architectures() { return ""; }

@@ -10,11 +10,14 @@ from typing import Any
 from . import functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
+from .batch_norm import BatchNormIF, BatchNormLIF
 from .layers import IF, LIF, OverTime, Readout
 
 __all__ = [
     "IF",
     "LIF",
+    "BatchNormIF",
+    "BatchNormLIF",
     "OverTime",
     "Readout",
     "__version__",

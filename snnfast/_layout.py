@@ -37,6 +37,7 @@ class Plan:
     copy_current: bool
     copy_grad_spikes: bool
     copy_grad_potential: bool
+    copy_residual: bool
 
 
 def spikes_like(current: torch.Tensor, steps: int, time_dim: int) -> torch.Tensor:
@@ -86,6 +87,8 @@ def plan(
     channels: int,
     grad_spikes_strides: Sizes | None = None,
     grad_potential_strides: Sizes | None = None,
+    residual_strides: Sizes | None = None,
+    residual_held: bool = False,
 ) -> Plan:
     """The plan for one combination of shapes and strides. `channels`: length of the tables, 1 without."""
     held = steps > 0
@@ -103,12 +106,17 @@ def plan(
         run_strides = dense_strides(shape, [time_dim, *order])
         valid = splits(shape, run_strides, longer)
 
-    def with_time(tensor_strides: Sizes) -> Sizes:
+    def with_time(tensor_strides: Sizes, held: bool) -> Sizes:
         return (*tensor_strides[:time_dim], 0, *tensor_strides[time_dim:]) if held else tensor_strides
 
     used: list[Sizes] = []
     copied: list[bool] = []
-    given = (with_time(current_strides), grad_spikes_strides, grad_potential_strides)
+    given = (
+        with_time(current_strides, held),
+        grad_spikes_strides,
+        grad_potential_strides,
+        None if residual_strides is None else with_time(residual_strides, residual_held),
+    )
     for tensor_strides in given:
         common = valid if tensor_strides is None else valid & splits(shape, tensor_strides, longer)
         copied.append(not common)
@@ -118,7 +126,9 @@ def plan(
     one_step = torch.empty_like(spikes.select(time_dim, 0))
     state_shape, state_strides = tuple(one_step.shape), one_step.stride()
     if held and copied[0]:
-        used[0] = with_time(state_strides)  # a copy of a held current has no time axis either
+        used[0] = with_time(state_strides, held)  # a copy of a held current has no time axis either
+    if residual_held and copied[3]:
+        used[3] = with_time(state_strides, residual_held)
 
     inner = outer = 1
     for dim in longer[split:]:
@@ -141,7 +151,9 @@ def plan(
         extent=(outer, shape[time_dim], inner),
         channels=(channels, after),
         held=held,
+        residual_held=residual_held,
         current=pair(used[0]),
+        residual=pair(used[3]),
         spikes=pair(run_strides),
         grad_spikes=pair(used[1]),
         grad_potential=pair(used[2]),
@@ -163,4 +175,5 @@ def plan(
         copy_current=copied[0],
         copy_grad_spikes=copied[1],
         copy_grad_potential=copied[2],
+        copy_residual=copied[3],
     )

@@ -1,131 +1,18 @@
-"""Spiking neurons over time as differentiable functions: validation, and autograd around the opaque ops.
-
-The autograd Function sits outside the ops, with a plain ``ctx``: cheaper per call than autograd inside them, and
-torch.compile traces it. Nothing is kept for backward but the arguments and, beyond 16 steps, checkpoints.
-"""
+"""Neurons as functions: every argument given, initial potential in, final potential out, no state kept."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import Function
 
 from . import ops
-from ._backend import check_device
-from .dynamics import Dynamics, check_call, make_dynamics
+from .autograd import run
+from .dynamics import make_dynamics
+from .normalized import BatchNorm, check_momentum, run_normalized
 from .surrogate import Surrogate
 
-__all__ = ["integrate_and_fire", "leaky_integrate_and_fire"]
-
-
-class _Integrate(Function):
-    """The forward op and its gradient. Gradients that nobody sends arrive as None, not as zeros."""
-
-    @staticmethod
-    def forward(ctx, current, v0, threshold, tau, dynamics, steps, time_dim, keep):
-        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
-        spikes, v_last, potential, checkpoints = ops.integrate_forward(
-            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep
-        )
-        ctx.save_for_backward(current, v0, threshold, tau, checkpoints)
-        ctx.dynamics, ctx.steps, ctx.time_dim = dynamics, steps, time_dim
-        ctx.set_materialize_grads(False)
-        return spikes, v_last if keep & ops.LAST else None, potential if keep & ops.POTENTIAL else None
-
-    @staticmethod
-    def backward(ctx, grad_spikes, grad_v_last, grad_potential):
-        current, v0, threshold, tau, checkpoints = ctx.saved_tensors
-        if grad_spikes is None and grad_v_last is None and grad_potential is None:
-            return (None,) * 8
-        _, need_v0, need_threshold, need_tau, *_ = ctx.needs_input_grad
-        wanted = ops.INITIAL * need_v0 | ops.THRESHOLD * need_threshold | ops.TAU * need_tau
-        tensors = (grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints)
-        # create_graph=True: the gradients must not pass for constants, also where only the current asks for one.
-        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        compute = _OnceDifferentiable.apply if again else gradients
-        grad_current, grad_v0, grad_threshold, grad_tau = compute(
-            ctx.dynamics, ctx.steps, ctx.time_dim, wanted, *tensors
-        )
-        return (
-            grad_current if ctx.needs_input_grad[0] else None,
-            grad_v0.to(v0.dtype) if need_v0 else None,
-            grad_threshold if need_threshold else None,
-            grad_tau if need_tau else None,
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def gradients(
-    dynamics: Dynamics, steps: int, time_dim: int, wanted: int, *tensors: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The backward op; ``tensors`` in its order."""
-    return ops.integrate_backward(*tensors, *dynamics.numbers, steps, time_dim, wanted)
-
-
-class _OnceDifferentiable(Function):
-    """The backward op as a function whose own derivative is refused by name instead of being silently zero."""
-
-    @staticmethod
-    def forward(ctx, dynamics, steps, time_dim, wanted, *tensors):
-        ctx.name = dynamics.name
-        found = gradients(dynamics, steps, time_dim, wanted, *tensors)
-        # What was not wanted is a shared empty tensor (ops.nothing), which autograd must not mark.
-        bits = (ops.INITIAL, ops.THRESHOLD, ops.TAU)
-        return found[0], *(g if wanted & bit else None for g, bit in zip(found[1:], bits, strict=True))
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            f"{ctx.name} has no second derivative: its gradient, a surrogate's, was differentiated again "
-            "(a gradient penalty, say)"
-        )
-
-
-def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
-    """Raises NotImplementedError inside torch.func transforms and for forward-mode dual tensors."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise NotImplementedError(f"{name} does not run inside torch.func transforms (vmap, grad, jvp, …)")
-    if torch.autograd.forward_ad._current_level >= 0 and any(
-        t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    ):
-        raise NotImplementedError(f"{name} has no forward-mode derivative")
-
-
-def run(
-    dynamics: Dynamics,
-    current: Tensor,
-    v0: Tensor | None,
-    threshold: Tensor | None,
-    tau: Tensor | None,
-    steps: int | None,
-    time_dim: int,
-    keep: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks a call and runs it. ``keep``: whether v_last and the potential are wanted; they mean nothing otherwise."""
-    check_call(dynamics.name, current, v0, threshold, tau, steps, time_dim)
-    check_device(current.device)
-    if not torch.compiler.is_compiling():
-        refuse_transforms(dynamics.name, current, v0, threshold, tau)
-    held_steps = 0 if steps is None else steps
-    if torch.is_grad_enabled() and (
-        current.requires_grad
-        or (v0 is not None and v0.requires_grad)
-        or (threshold is not None and threshold.requires_grad)
-        or (tau is not None and tau.requires_grad)
-    ):
-        return _Integrate.apply(
-            current, v0, threshold, tau, dynamics, held_steps, time_dim, keep | ops.CHECKPOINTS
-        )
-    threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
-    spikes, v_last, potential, _ = ops.integrate_forward(
-        current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
-    )
-    return spikes, v_last, potential
+__all__ = ["batch_norm_integrate_and_fire", "integrate_and_fire", "leaky_integrate_and_fire"]
 
 
 def _as_tensor(value: Any) -> Tensor | None:
@@ -246,4 +133,89 @@ def leaky_integrate_and_fire(
     )
     keep = ops.LAST | ops.POTENTIAL * bool(return_potential)
     outputs = run(dynamics, current, v0, _as_tensor(threshold), _as_tensor(tau), steps, time_dim, keep)
+    return outputs if return_potential else outputs[:2]
+
+
+def batch_norm_integrate_and_fire(
+    current: Tensor,
+    v0: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group: Any = None,
+    tau: float | Tensor | None = None,
+    decay_input: bool = True,
+    threshold: float | Tensor = 1.0,
+    reset: str = "hard",
+    reset_value: float = 0.0,
+    surrogate: Surrogate | None = None,
+    detach_reset: bool | None = None,
+    fire_on_equal: bool = False,
+    delay: bool = False,
+    time_dim: int = 0,
+    steps: int | None = None,
+    return_potential: bool = False,
+) -> tuple[Tensor, ...]:
+    """Batch normalization of the currents (the paper's section 2.6) and the neurons that integrate them, in one.
+
+    For every channel, over time, batch and space, mean μ and biased variance σ²; the neurons integrate::
+
+        I = (x - μ) * weight / sqrt(σ² + eps) + bias  (+ residual)
+
+    as :func:`integrate_and_fire` does, or with ``tau`` as :func:`leaky_integrate_and_fire`. The arithmetic is MATH.md's
+    section 4; nothing as large as the current is kept for backward but the current, the residual, and, beyond 16
+    steps, the potential of every 16th.
+
+    Args:
+        current: x, [T, B, C, ...] ([B, T, C, ...] with ``time_dim=1``); with ``steps=T`` a [B, C, ...] current held for T
+            steps, whose statistics are over its own values.
+        v0: initial potential, shaped like one step.
+        residual: a current that is added after the normalization: the output's shape (where the current is held, the
+            current's shape too), the current's dtype and device.
+        weight, bias: [C], floating; None is 1 and 0.
+        running_mean, running_var: [C], floating: in training updated in place, with the unbiased variance; in
+            evaluation what is normalized by. None in training: nothing is tracked.
+        training: normalize by the batch's own statistics.
+        momentum: of the running statistics, in [0, 1].
+        eps: added to the variance, not negative.
+        process_group: statistics over all processes of this torch.distributed group, or "world".
+        tau: None for neurons without leak, otherwise as in :func:`leaky_integrate_and_fire`.
+
+    The other arguments and what is returned are those of :func:`integrate_and_fire`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; the message names it. In
+            training also where a channel has one value only.
+        RuntimeError: a device without kernels.
+        NotImplementedError: as :func:`integrate_and_fire`.
+    """
+    dynamics = make_dynamics(
+        "batch_norm_integrate_and_fire",
+        threshold=threshold,
+        tau=tau,
+        decay_input=decay_input,
+        reset=reset,
+        reset_value=reset_value,
+        surrogate=surrogate,
+        detach_reset=detach_reset,
+        fire_on_equal=fire_on_equal,
+        delay=delay,
+    )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be given both or neither")
+    if not training and running_mean is None:
+        raise ValueError("running_mean and running_var must be given where training=False")
+    running = None if running_mean is None else (running_mean, running_var)
+    norm = BatchNorm.make(eps, bool(training), process_group)
+    keep = ops.LAST | ops.POTENTIAL * bool(return_potential)
+    outputs = run_normalized(
+        dynamics, norm, current, residual, v0, _as_tensor(threshold), _as_tensor(tau), weight, bias, running,
+        check_momentum(momentum), steps, time_dim, keep,
+    )  # fmt: skip
     return outputs if return_potential else outputs[:2]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional, ops
+from . import autograd, ops
 from .dynamics import Dynamics, flag, make_dynamics, number
 from .surrogate import Surrogate
 
@@ -89,17 +89,25 @@ class _Neuron(nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError, NotImplementedError: see snnfast.functional.integrate_and_fire.
         """
+        return self._over_time(current, steps)
+
+    def _over_time(self, current: Tensor, *arguments: Any) -> Tensor:
+        """The spikes of one call, with the carried state in and out. ``arguments`` are those of ``_run``."""
         threshold, tau = self._tables()
         if not self.carry_state:
-            return functional.run(self._dynamics, current, None, threshold, tau, steps, self.time_dim, 0)[0]
+            return self._run(current, None, threshold, tau, 0, *arguments)[0]
         v0 = self._state
         if v0 is not None and isinstance(current, Tensor):
             v0 = v0.to(current.device)
-        spikes, v_last, _ = functional.run(
-            self._dynamics, current, v0, threshold, tau, steps, self.time_dim, ops.LAST
-        )
+        spikes, v_last, _ = self._run(current, v0, threshold, tau, ops.LAST, *arguments)
         self._state = v_last
         return spikes
+
+    def _run(
+        self, current: Tensor, v0: Tensor | None, threshold: Tensor | None, tau: Tensor | None, keep: int,
+        steps: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return autograd.run(self._dynamics, current, v0, threshold, tau, steps, self.time_dim, keep)
 
     @property
     def state(self) -> Tensor | None:

@@ -1,8 +1,10 @@
-"""The two operations as torch sees them: schemas, shapes for the compiler, and the calls of the compiled core.
+"""The operations as torch sees them: schemas, shapes for the compiler, and the calls of the compiled core.
 
-``snnfast::integrate_forward`` and ``snnfast::integrate_backward`` are opaque to torch.compile and know no autograd
-(functional.py wraps them). They mutate nothing and return a fixed number of tensors; one that was not asked for is
-empty. Registered with ``Library.define`` and ``impl``, which cost less per call than ``custom_op``.
+``snnfast::integrate_forward`` and ``snnfast::integrate_backward`` run the neurons; the same with ``normalized_`` ahead
+run them on normalized currents, with what lies between the passes in normalization_ops.py. All are opaque to
+torch.compile and know no autograd (functional.py and normalized.py wrap them). They mutate nothing and return a fixed
+number of tensors; one that was not asked for is empty. Registered with ``Library.define`` and ``impl``, which cost less
+per call than ``custom_op``.
 """
 
 from __future__ import annotations
@@ -23,20 +25,36 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 
 # Bits of `keep` (forward) and `wanted` (backward): the optional outputs.
 LAST, POTENTIAL, CHECKPOINTS = 1, 2, 4
-INITIAL, THRESHOLD, TAU = 1, 2, 4
+INITIAL, THRESHOLD, TAU, CURRENT, RESIDUAL, SUMS = 1, 2, 4, 8, 16, 32
+
+NEURON = (
+    "Tensor? v0, Tensor? threshold, Tensor? tau, {more}float threshold_value, float tau_value, float reset_value, "
+    "int flags, {surrogate}SymInt steps, int time_dim, "
+)
+GRADIENTS = "Tensor? grad_spikes, Tensor? grad_v_last, Tensor? grad_potential, Tensor current, "
+SHAPE = "int shape, float gamma, float beta, "
+OUTPUTS = "(Tensor spikes, Tensor v_last, Tensor potential, Tensor checkpoints)"
 
 library = torch.library.Library("snnfast", "DEF")
 library.define(
-    "integrate_forward(Tensor current, Tensor? v0, Tensor? threshold, Tensor? tau, float threshold_value, "
-    "float tau_value, float reset_value, int flags, SymInt steps, int time_dim, int keep) "
-    "-> (Tensor spikes, Tensor v_last, Tensor potential, Tensor checkpoints)",
+    f"integrate_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep) -> {OUTPUTS}",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
-    "integrate_backward(Tensor? grad_spikes, Tensor? grad_v_last, Tensor? grad_potential, Tensor current, Tensor? v0, "
-    "Tensor? threshold, Tensor? tau, Tensor checkpoints, float threshold_value, float tau_value, float reset_value, "
-    "int flags, int shape, float gamma, float beta, SymInt steps, int time_dim, int wanted) "
+    f"integrate_backward({GRADIENTS}{NEURON.format(more='Tensor checkpoints, ', surrogate=SHAPE)}int wanted) "
     "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(
+    f"normalized_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep, Tensor tables, "
+    f"Tensor? residual) -> {OUTPUTS}",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(
+    f"normalized_backward({GRADIENTS}{NEURON.format(more='Tensor checkpoints, ', surrogate=SHAPE)}int wanted, "
+    "Tensor tables, Tensor? gradient_tables, Tensor? residual) "
+    "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau, Tensor grad_residual, "
+    "Tensor sums)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -85,7 +103,13 @@ class Tables:
                 tables[3] = (reset_value * inverse).to(dtype)
         # A single value stands for all channels; the others then set their number.
         self.channels = max((t.numel() for t in tables if t is not None), default=1)
-        self.kept = [None if t is None else t.expand(self.channels).contiguous() for t in tables]
+        self.kept = tables
+        self.spread(self.channels)
+
+    def spread(self, channels: int) -> None:
+        """Makes every table as long as there are channels."""
+        self.channels = channels
+        self.kept = [None if t is None else t.expand(channels).contiguous() for t in self.kept]
         self.addresses = tuple(0 if t is None else t.data_ptr() for t in self.kept)
 
 
@@ -127,12 +151,23 @@ def forward(
     steps: int,
     time_dim: int,
     keep: int,
+    normalization: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     state = state_dtype(current.dtype)
     tables = None
     if threshold is not None or tau is not None:
         tables = Tables(threshold, tau, reset_value, flags, state)
-    p = plan(current.shape, current.stride(), steps, time_dim, tables.channels if tables else 1)
+    if normalization is None:
+        p = plan(current.shape, current.stride(), steps, time_dim, tables.channels if tables else 1)
+    else:
+        channels = normalization.shape[1]
+        if tables:
+            tables.spread(channels)
+        p = plan(
+            current.shape, current.stride(), steps, time_dim, channels, None, None,
+            *residual_layout(current, residual, steps),
+        )  # fmt: skip
     empty_strided, device, dtype = torch.empty_strided, current.device, current.dtype
 
     spikes = empty_strided(p.shape, p.run_strides, dtype=dtype, device=device)
@@ -146,9 +181,8 @@ def forward(
             (p.steps - 1) // CHECKPOINT_INTERVAL * p.neurons, dtype=state, device=device
         )
     if p.neurons:
-        x = current
-        if p.copy_current:
-            x = laid_out(current, *((p.state_shape, p.state_strides) if steps else (p.shape, p.run_strides)), dtype)
+        x = as_current(current, p, steps > 0, p.copy_current)
+        r = None if residual is None else as_current(residual, p, residual.dim() < len(p.shape), p.copy_residual)
         start = None if v0 is None else as_state(v0, p, state)
         target, where = _backend.target(current)
         target.forward(
@@ -157,6 +191,8 @@ def forward(
             p.layout,
             core_dynamics(threshold_value, tau_value, reset_value, flags),
             tables.addresses if tables else NO_TABLES,
+            0 if normalization is None else normalization.data_ptr(),
+            0 if r is None else r.data_ptr(),
             x.data_ptr(),
             0 if start is None else start.data_ptr(),
             spikes.data_ptr(),
@@ -176,7 +212,22 @@ def forward(
     )
 
 
-def backward(
+def residual_layout(current: Tensor, residual: Tensor | None, steps: int) -> tuple[tuple[int, ...] | None, bool]:
+    """What `plan` asks of a residual: its strides, and whether it is held, having no time axis."""
+    if residual is None:
+        return None, False
+    return residual.stride(), steps > 0 and residual.dim() == current.dim()
+
+
+def as_current(tensor: Tensor, p: Plan, held: bool, copy: bool) -> Tensor:
+    """A current or a residual as a kernel can read it."""
+    if not copy:
+        return tensor
+    shape, strides = (p.state_shape, p.state_strides) if held else (p.shape, p.run_strides)
+    return laid_out(tensor, shape, strides, tensor.dtype)
+
+
+def run_backward(
     grad_spikes: Tensor | None,
     grad_v_last: Tensor | None,
     grad_potential: Tensor | None,
@@ -195,38 +246,53 @@ def backward(
     steps: int,
     time_dim: int,
     wanted: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    normalization: Tensor | None = None,
+    gradient_tables: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The backward pass: gradients of current, v0, threshold, tau and residual, and [2, C] sums per channel."""
     state = state_dtype(current.dtype)
     tables = None
     if threshold is not None or tau is not None:
         tables = Tables(threshold, tau, reset_value, flags, state)
+    channels = tables.channels if tables else 1
+    if normalization is not None:
+        channels = normalization.shape[1]
+        if tables:
+            tables.spread(channels)
     p = plan(
         current.shape,
         current.stride(),
         steps,
         time_dim,
-        tables.channels if tables else 1,
+        channels,
         None if grad_spikes is None else grad_spikes.stride(),
         None if grad_potential is None else grad_potential.stride(),
+        *residual_layout(current, residual, steps),
     )
     empty_strided, device, dtype = torch.empty_strided, current.device, current.dtype
 
-    if steps:
-        grad_current = empty_strided(p.state_shape, p.state_strides, dtype=dtype, device=device)
-    else:
-        grad_current = empty_strided(p.shape, p.run_strides, dtype=dtype, device=device)
-    grad_v0 = sum_threshold = sum_tau = None
+    def empty_gradient(held: bool) -> Tensor:
+        if held:
+            return empty_strided(p.state_shape, p.state_strides, dtype=dtype, device=device)
+        return empty_strided(p.shape, p.run_strides, dtype=dtype, device=device)
+
+    residual_held = residual is not None and residual.dim() < len(p.shape)
+    grad_current = empty_gradient(steps > 0) if wanted & CURRENT else None
+    grad_residual = empty_gradient(residual_held) if wanted & RESIDUAL else None
+    grad_v0 = sum_threshold = sum_tau = neuron_sums = None
     if wanted & INITIAL:
         grad_v0 = empty_strided(p.state_shape, p.state_strides, dtype=state, device=device)
     if wanted & THRESHOLD:
         sum_threshold = torch.empty(p.neurons, dtype=state, device=device)
     if wanted & TAU:
         sum_tau = torch.empty(p.neurons, dtype=state, device=device)
+    if wanted & SUMS:
+        neuron_sums = torch.empty(2, p.neurons, dtype=state, device=device)
     target, where = _backend.target(current)
     if p.neurons:
-        x = current
-        if p.copy_current:
-            x = laid_out(current, *((p.state_shape, p.state_strides) if steps else (p.shape, p.run_strides)), dtype)
+        x = as_current(current, p, steps > 0, p.copy_current)
+        r = None if residual is None else as_current(residual, p, residual_held, p.copy_residual)
         if p.copy_grad_spikes and grad_spikes is not None:
             grad_spikes = laid_out(grad_spikes, p.shape, p.run_strides, dtype)
         if p.copy_grad_potential and grad_potential is not None:
@@ -239,6 +305,9 @@ def backward(
             p.layout,
             core_dynamics(threshold_value, tau_value, reset_value, flags),
             tables.addresses if tables else NO_TABLES,
+            0 if normalization is None else normalization.data_ptr(),
+            0 if gradient_tables is None else gradient_tables.data_ptr(),
+            0 if r is None else r.data_ptr(),
             shape,
             gamma,
             beta,
@@ -248,43 +317,74 @@ def backward(
             0 if grad_spikes is None else grad_spikes.data_ptr(),
             0 if grad_last is None else grad_last.data_ptr(),
             0 if grad_potential is None else grad_potential.data_ptr(),
-            grad_current.data_ptr(),
+            0 if grad_current is None else grad_current.data_ptr(),
+            0 if grad_residual is None else grad_residual.data_ptr(),
             0 if grad_v0 is None else grad_v0.data_ptr(),
             0 if sum_threshold is None else sum_threshold.data_ptr(),
             0 if sum_tau is None else sum_tau.data_ptr(),
+            0 if neuron_sums is None else neuron_sums.data_ptr(),
         )
-    if not steps and p.run_strides != p.strides:
-        grad_current = laid_out(grad_current, p.shape, p.strides, dtype)
+    if p.run_strides != p.strides:
+        if grad_current is not None and not steps:
+            grad_current = laid_out(grad_current, p.shape, p.strides, dtype)
+        if grad_residual is not None and not residual_held:
+            grad_residual = laid_out(grad_residual, p.shape, p.strides, dtype)
 
     def summed(values: Tensor, table: Tensor) -> Tensor:
         """[neurons] to the shape of the table, in float64."""
         if not p.neurons:
             return torch.zeros(table.shape, dtype=torch.float64, device=device)
-        before, channels, after = p.sum_sizes if table.numel() > 1 else (1, 1, p.neurons)
-        sums = torch.empty(channels, dtype=torch.float64, device=device)
-        size = target.channel_sum_workspace(before, channels, after) if where.on_device else 0
-        workspace = torch.empty(size, dtype=torch.float64, device=device)
-        target.channel_sum(
-            where, DTYPE_CODES[state], before, channels, after, values.data_ptr(), sums.data_ptr(), workspace.data_ptr()
-        )
-        return sums.view(table.shape)
+        sizes = p.sum_sizes if table.numel() > 1 else (1, 1, p.neurons)
+        return channel_sums(values, sizes, target, where).view(table.shape)
 
-    grad_threshold = grad_tau = None
+    grad_threshold = grad_tau = sums = None
     if sum_threshold is not None and threshold is not None:
         grad_threshold = summed(sum_threshold, threshold).to(threshold.dtype)
     if sum_tau is not None and tau is not None:
         grad_tau = (summed(sum_tau, tau) / tau.double().square()).to(tau.dtype)
+    if neuron_sums is not None:
+        if p.neurons:
+            sums = channel_sums(neuron_sums, p.sum_sizes, target, where)
+        else:
+            sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
     return (
-        grad_current,
+        nothing(0, dtype, device) if grad_current is None else grad_current,
         nothing(1, state, device) if grad_v0 is None else grad_v0,
         nothing(2, state, device) if grad_threshold is None else grad_threshold,
         nothing(3, state, device) if grad_tau is None else grad_tau,
+        nothing(4, dtype, device) if grad_residual is None else grad_residual,
+        nothing(5, torch.float64, device) if sums is None else sums,
     )
+
+
+def channel_sums(values: Tensor, sizes: tuple[int, int, int], target: Any, where: Any) -> Tensor:
+    """Sums per channel of [neurons] or [arrays, neurons], in float64: [channels] or [arrays, channels].
+
+    ``sizes``: before, channels and after, the neurons being laid out as [before, channels, after].
+    """
+    arrays = values.shape[0] if values.dim() == 2 else 1
+    before, channels, after = sizes
+    shape = (*values.shape[:-1], channels)
+    sums = torch.empty(shape, dtype=torch.float64, device=values.device)
+    size = target.channel_sum_workspace(arrays, before, channels, after) if where.on_device else 0
+    workspace = torch.empty(size, dtype=torch.float64, device=values.device)
+    target.channel_sum(
+        where, DTYPE_CODES[values.dtype], arrays, before, channels, after,
+        values.data_ptr(), sums.data_ptr(), workspace.data_ptr(),
+    )  # fmt: skip
+    return sums
+
+
+def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The backward pass of neurons whose currents are taken as they are."""
+    *others, wanted = arguments
+    return run_backward(*others, wanted | CURRENT)[:4]
 
 
 @torch.library.register_fake("snnfast::integrate_forward", lib=library)
 def forward_shapes(
-    current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep
+    current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep,
+    tables=None, residual=None
 ):  # fmt: skip
     state = state_dtype(current.dtype)
     spikes = spikes_like(current, steps, time_dim)
@@ -298,35 +398,90 @@ def forward_shapes(
     )
 
 
-@torch.library.register_fake("snnfast::integrate_backward", lib=library)
+@torch.library.register_fake("snnfast::normalized_backward", lib=library)
 def backward_shapes(
     grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints, threshold_value, tau_value,
-    reset_value, flags, shape, gamma, beta, steps, time_dim, wanted
+    reset_value, flags, shape, gamma, beta, steps, time_dim, wanted, tables=None, gradient_tables=None, residual=None
 ):  # fmt: skip
     state = state_dtype(current.dtype)
-    grad_v0 = current.new_empty(0, dtype=state)
-    if wanted & INITIAL:
-        grad_v0 = torch.empty_like(spikes_like(current, steps, time_dim).select(time_dim, 0), dtype=state)
+    spikes = spikes_like(current, steps, time_dim)
+    one_step = spikes.select(time_dim, 0)
+
+    def gradient(bit, like, dtype=None):
+        """An empty tensor for what is not wanted; otherwise one like the given, as dense as torch makes it."""
+        return torch.empty_like(like, dtype=dtype or like.dtype) if wanted & bit else current.new_empty(0, dtype=state)
 
     def table_gradient(table, bit):
         if table is None or not wanted & bit:
             return current.new_empty(0, dtype=state)
         return torch.empty_like(table, memory_format=torch.contiguous_format)
 
+    held_residual = residual is not None and residual.dim() < spikes.dim()
+    channels = 1 if tables is None else tables.shape[1]
     return (
-        torch.empty_like(current),
-        grad_v0,
+        gradient(CURRENT, current) if wanted & CURRENT else current.new_empty(0),
+        gradient(INITIAL, one_step, state),
         table_gradient(threshold, THRESHOLD),
         table_gradient(tau, TAU),
+        torch.empty_like(one_step if held_residual else spikes) if wanted & RESIDUAL else current.new_empty(0),
+        current.new_empty((2, channels) if wanted & SUMS else 0, dtype=torch.float64),
     )
 
 
-for key in ("CPU", "CUDA"):
-    library.impl("integrate_forward", forward, key)
-    library.impl("integrate_backward", backward, key)
-for name in ("integrate_forward", "integrate_backward"):
+@torch.library.register_fake("snnfast::integrate_backward", lib=library)
+def plain_backward_shapes(*arguments):
+    *others, wanted = arguments
+    return backward_shapes(*others, wanted | CURRENT)[:4]
+
+
+torch.library.register_fake("snnfast::normalized_forward", forward_shapes, lib=library)
+
+implementations = {
+    "integrate_forward": forward,
+    "integrate_backward": backward,
+    "normalized_forward": forward,
+    "normalized_backward": run_backward,
+}
+
+
+def implement(name: str, function: Any) -> None:
+    """Registers an op's implementation for every device that has kernels."""
+    for key in ("CPU", "CUDA"):
+        library.impl(name, function, key)
     # No autograd of their own. Torch's stand-in for that would mark the outputs, the shared empty ones included.
     library.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
-integrate_forward = torch.ops.snnfast.integrate_forward.default
-integrate_backward = torch.ops.snnfast.integrate_backward.default
+
+for name, implementation in implementations.items():
+    implement(name, implementation)
+
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def op(name: str, position: int) -> Any:
+    """The op of that name as a function; argument number ``position`` is the current.
+
+    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass), an op is called as the
+    Python function that it is: the way through the dispatcher and back costs more than all else in a small layer.
+    """
+    dispatched = getattr(torch.ops.snnfast, name).default
+    implementation = implementations[name]
+
+    def call(*arguments: Any) -> Any:
+        current = arguments[position]
+        if (
+            not torch.compiler.is_compiling()
+            and type(current) in PLAIN_TENSORS
+            and (current.is_cpu or current.is_cuda)
+            and torch._C._len_torch_dispatch_stack() == 0
+        ):
+            return implementation(*arguments)
+        return dispatched(*arguments)
+
+    return call
+
+
+integrate_forward = op("integrate_forward", 0)
+integrate_backward = op("integrate_backward", 3)
+normalized_forward = op("normalized_forward", 0)
+normalized_backward = op("normalized_backward", 3)

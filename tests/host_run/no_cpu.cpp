@@ -9,6 +9,8 @@ namespace cpu {
 void forward(const ForwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void backward(const BackwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void moments(const MomentsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void channel(const ChannelCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 const char* instruction_set() { return "none"; }
 bool use_instruction_set(const char*) { return false; }
 }  // namespace cpu

@@ -1,0 +1,135 @@
+"""Autograd around the opaque ops.
+
+The autograd Function sits outside the ops, with a plain ``ctx``: cheaper per call than autograd inside them, and
+torch.compile traces it. Nothing is kept for backward but the arguments and, beyond 16 steps, checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+from . import ops
+from ._backend import check_device
+from .dynamics import Dynamics, check_call
+
+__all__ = ["begin", "once_differentiable", "run"]
+
+
+class _Integrate(Function):
+    """The forward op and its gradient. Gradients that nobody sends arrive as None, not as zeros."""
+
+    @staticmethod
+    def forward(ctx, current, v0, threshold, tau, dynamics, steps, time_dim, keep):
+        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
+        spikes, v_last, potential, checkpoints = ops.integrate_forward(
+            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep
+        )
+        ctx.save_for_backward(current, v0, threshold, tau, checkpoints)
+        ctx.dynamics, ctx.steps, ctx.time_dim = dynamics, steps, time_dim
+        ctx.set_materialize_grads(False)
+        return spikes, v_last if keep & ops.LAST else None, potential if keep & ops.POTENTIAL else None
+
+    @staticmethod
+    def backward(ctx, grad_spikes, grad_v_last, grad_potential):
+        current, v0, threshold, tau, checkpoints = ctx.saved_tensors
+        if grad_spikes is None and grad_v_last is None and grad_potential is None:
+            return (None,) * 8
+        _, need_v0, need_threshold, need_tau, *_ = ctx.needs_input_grad
+        wanted = ops.INITIAL * need_v0 | ops.THRESHOLD * need_threshold | ops.TAU * need_tau
+        numbers, steps, time_dim = ctx.dynamics.numbers, ctx.steps, ctx.time_dim
+
+        def compute(*tensors):
+            found = ops.integrate_backward(*tensors, *numbers, steps, time_dim, wanted)
+            return (
+                found[0] if ctx.needs_input_grad[0] else None,
+                found[1].to(v0.dtype) if need_v0 else None,
+                found[2] if need_threshold else None,
+                found[3] if need_tau else None,
+            )
+
+        tensors = (grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints)
+        return *once_differentiable(ctx.dynamics.name, compute, tensors), None, None, None, None
+
+
+def once_differentiable(name: str, compute: Callable[..., Any], tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    """``compute(*tensors)``, whose results are gradients. Under create_graph=True they must not pass for constants."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _OnceDifferentiable.apply(name, compute, *tensors)
+    return compute(*tensors)
+
+
+class _OnceDifferentiable(Function):
+    """Gradients as a function whose own derivative is refused by name instead of being silently zero."""
+
+    @staticmethod
+    def forward(ctx, name, compute, *tensors):
+        ctx.name = name
+        return compute(*tensors)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(
+            f"{ctx.name} has no second derivative: its gradient, a surrogate's, was differentiated again "
+            "(a gradient penalty, say)"
+        )
+
+
+def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
+    """Raises NotImplementedError inside torch.func transforms and for forward-mode dual tensors."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(f"{name} does not run inside torch.func transforms (vmap, grad, jvp, …)")
+    if torch.autograd.forward_ad._current_level >= 0 and any(
+        t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError(f"{name} has no forward-mode derivative")
+
+
+def begin(
+    name: str,
+    current: Tensor,
+    v0: Tensor | None,
+    threshold: Tensor | None,
+    tau: Tensor | None,
+    steps: int | None,
+    time_dim: int,
+    *others: Tensor | None,
+) -> None:
+    """What every call checks before it runs. ``others``: further tensors that gradients may be asked for."""
+    check_call(name, current, v0, threshold, tau, steps, time_dim)
+    check_device(current.device)
+    if not torch.compiler.is_compiling():
+        refuse_transforms(name, current, v0, threshold, tau, *others)
+
+
+def run(
+    dynamics: Dynamics,
+    current: Tensor,
+    v0: Tensor | None,
+    threshold: Tensor | None,
+    tau: Tensor | None,
+    steps: int | None,
+    time_dim: int,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks a call and runs it. ``keep``: whether v_last and the potential are wanted; they mean nothing otherwise."""
+    begin(dynamics.name, current, v0, threshold, tau, steps, time_dim)
+    held_steps = 0 if steps is None else steps
+    if torch.is_grad_enabled() and (
+        current.requires_grad
+        or (v0 is not None and v0.requires_grad)
+        or (threshold is not None and threshold.requires_grad)
+        or (tau is not None and tau.requires_grad)
+    ):
+        return _Integrate.apply(
+            current, v0, threshold, tau, dynamics, held_steps, time_dim, keep | ops.CHECKPOINTS
+        )
+    threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
+    spikes, v_last, potential, _ = ops.integrate_forward(
+        current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
+    )
+    return spikes, v_last, potential

@@ -1,0 +1,267 @@
+"""Neurons on batch-normalized currents: autograd around the opaque ops, and statistics over several processes.
+
+Training takes four passes over the current: its moments; normalize, integrate and fire; the sums per channel of the
+currents' gradients; and the current's gradient. Nothing is kept but the arguments, tables per channel and, beyond 16
+steps, checkpoints of the potential: both backward passes rebuild the potentials.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+from . import normalization_ops, ops  # normalization_ops registers ops that are called by name below
+from .autograd import begin, once_differentiable
+from .dynamics import DTYPES, Dynamics, number, state_dtype
+
+__all__ = ["BatchNorm", "check_momentum", "run_normalized"]
+
+batch_moments = torch.ops.snnfast.batch_moments.default
+normalization_tables = torch.ops.snnfast.normalization_tables.default
+normalization_gradients = torch.ops.snnfast.normalization_gradients.default
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """The options of a normalization, in the terms of torch.nn.functional.batch_norm.
+
+    ``batch``: normalize by the batch's own statistics, and let the gradient pass through them.
+    """
+
+    eps: float
+    batch: bool
+    process_group: Any = None  # None: this process alone
+
+    @classmethod
+    def make(cls, eps: float, batch: bool, process_group: Any = None) -> BatchNorm:
+        """Checks the options; TypeError or ValueError naming the one that is wrong."""
+        return cls(check_eps(eps), batch, resolve_group(process_group) if batch else None)
+
+
+def check_eps(eps: float) -> float:
+    value = number("eps", eps)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"eps must be finite and not negative, got {value}")
+    return value
+
+
+def check_momentum(momentum: float) -> float:
+    value = number("momentum", momentum)
+    if not 0 <= value <= 1:
+        raise ValueError(f"momentum must be in [0, 1], got {value}")
+    return value
+
+
+def resolve_group(group: Any) -> Any:
+    """The process group of a name or a group; ValueError without torch.distributed."""
+    if group is None:
+        return None
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ValueError(
+            f"process_group is {group!r}, but torch.distributed is not initialised: call "
+            "torch.distributed.init_process_group first, or leave process_group out"
+        )
+    if isinstance(group, str):
+        if group != "world":
+            raise ValueError(f"process_group must be a torch.distributed process group or 'world', got {group!r}")
+        return distributed.group.WORLD
+    return group
+
+
+class _NormalizedIntegrate(Function):
+    """Forward and backward of the neurons, given the tables. The tables' own gradients are part of the backward."""
+
+    @staticmethod
+    def forward(
+        ctx, current, residual, v0, threshold, tau, weight, bias, moments, count, dynamics, norm, steps, time_dim, keep
+    ):
+        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
+        tables = normalization_tables(moments, weight, bias, norm.eps, state_dtype(current.dtype))
+        spikes, v_last, potential, checkpoints = ops.normalized_forward(
+            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep,
+            tables, residual,
+        )  # fmt: skip
+        ctx.save_for_backward(current, residual, v0, threshold, tau, weight, bias, moments, count, tables, checkpoints)
+        ctx.dynamics, ctx.norm, ctx.steps, ctx.time_dim = dynamics, norm, steps, time_dim
+        ctx.set_materialize_grads(False)
+        return spikes, v_last if keep & ops.LAST else None, potential if keep & ops.POTENTIAL else None
+
+    @staticmethod
+    def backward(ctx, grad_spikes, grad_v_last, grad_potential):
+        none = (None,) * 14
+        if grad_spikes is None and grad_v_last is None and grad_potential is None:
+            return none
+        dynamics, norm, steps, time_dim = ctx.dynamics, ctx.norm, ctx.steps, ctx.time_dim
+        needs = ctx.needs_input_grad
+
+        def compute(grad_spikes, grad_v_last, grad_potential, *saved):
+            current, residual, v0, threshold, tau, weight, bias, moments, count, tables, checkpoints = saved
+
+            def run(wanted, gradient_tables):
+                return ops.normalized_backward(
+                    grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints,
+                    *dynamics.numbers, steps, time_dim, wanted, tables, gradient_tables, residual,
+                )  # fmt: skip
+
+            wanted = ops.CURRENT * needs[0] | ops.RESIDUAL * needs[1] | ops.INITIAL * needs[2]
+            wanted |= ops.THRESHOLD * needs[3] | ops.TAU * needs[4]
+            affine = needs[5] or needs[6]
+            gradient_tables = grad_parameters = None
+            found = None
+            if norm.batch and needs[0]:
+                sums = run(ops.SUMS, None)[5]
+                gradient_tables, grad_parameters = through_statistics(sums, moments, tables, norm, count, current)
+            elif affine:
+                found = run(wanted | ops.SUMS, None)
+                grad_parameters = normalization_gradients(found[5], moments, tables, norm.eps, 1)[1]
+            if found is None and wanted:
+                found = run(wanted, gradient_tables)
+            found = found or (None,) * 6
+            return (
+                found[0] if needs[0] else None,
+                found[4] if needs[1] else None,
+                found[1].to(v0.dtype) if needs[2] else None,
+                found[2] if needs[3] else None,
+                found[3] if needs[4] else None,
+                grad_parameters[0].to(weight.dtype) if needs[5] else None,
+                grad_parameters[1].to(bias.dtype) if needs[6] else None,
+            )
+
+        tensors = (grad_spikes, grad_v_last, grad_potential, *ctx.saved_tensors)
+        return *once_differentiable(dynamics.name, compute, tensors), *none[7:]
+
+
+def through_statistics(
+    sums: Tensor, moments: Tensor, tables: Tensor, norm: BatchNorm, count: Tensor | None, current: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tables for the gradient through the batch's statistics, and the gradients of weight and bias.
+
+    In several processes the tables are of the sums over all of them, the parameters' gradients of this one's own (as
+    with nn.SyncBatchNorm: DistributedDataParallel averages parameters' gradients itself).
+    """
+    if count is None:
+        return normalization_gradients(sums, moments, tables, norm.eps, current.numel() // moments.shape[1])
+    _, grad_parameters = normalization_gradients(sums, moments, tables, norm.eps, 1)
+    shared = sums.clone()
+    torch.distributed.all_reduce(shared, group=norm.process_group)
+    return normalization_gradients(shared / count, moments, tables, norm.eps, 1)[0], grad_parameters
+
+
+def moments_of_all(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
+    """The moments of every process's batch together, and their number of values per channel (a 0-d float64 tensor)."""
+    mine = torch.cat([moments.flatten(), moments.new_full((1,), float(count))])
+    gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(gathered, mine, group=group)
+    everyone = torch.stack(gathered)
+    counts = everyone[:, -1]
+    present = (counts > 0)[:, None]  # an empty batch has no moments
+    means, variances = (half.where(present, 0.0) for half in everyone[:, :-1].chunk(2, 1))
+    total = counts.sum()
+    share = (counts / total)[:, None]
+    mean = (share * means).sum(0)
+    variance = (share * (variances + (means - mean).square())).sum(0)
+    return torch.stack([mean, variance]), total
+
+
+def check_normalized_call(
+    current: Tensor,
+    residual: Tensor | None,
+    steps: int | None,
+    time_dim: int,
+    channels: int | None,
+    **per_channel: Tensor | None,
+) -> None:
+    """Checks what a call is given beyond what a plain one is, reading shapes, dtypes and devices only.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is allowed.
+    """
+    held = steps is not None
+    if current.dim() < (2 if held else 3):
+        what = "[B, C, ...]" if held else "[T, B, C, ...]" if time_dim == 0 else "[B, T, C, ...]"
+        raise ValueError(f"current must have a channel dimension, {what}, to be normalized; got {list(current.shape)}")
+    found = normalization_ops.channels_of(current, held)
+    if channels is not None and found != channels:
+        raise ValueError(f"current must have {channels} channels (num_features), got {found} in {list(current.shape)}")
+    for name, value in per_channel.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
+        if list(value.shape) != [found]:
+            raise ValueError(f"{name} must have the shape [{found}], one value per channel, got {list(value.shape)}")
+        if value.device != current.device:
+            raise ValueError(f"{name} is on {value.device}, current on {current.device}; both must be on one device")
+    if residual is None:
+        return
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual must be a tensor, got {type(residual).__name__}")
+    if residual.dtype != current.dtype:
+        raise TypeError(f"residual must have the current's dtype, {current.dtype}, got {residual.dtype}")
+    if residual.device != current.device:
+        raise ValueError(f"residual is on {residual.device}, current on {current.device}; both must be on one device")
+    allowed = [list(current.shape)]
+    if held:
+        allowed.append([*current.shape[:time_dim], steps, *current.shape[time_dim:]])
+    if list(residual.shape) not in allowed:
+        raise ValueError(f"residual must have the shape {' or '.join(map(str, allowed))}, got {list(residual.shape)}")
+
+
+def run_normalized(
+    dynamics: Dynamics,
+    norm: BatchNorm,
+    current: Tensor,
+    residual: Tensor | None,
+    v0: Tensor | None,
+    threshold: Tensor | None,
+    tau: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float | Tensor | None,
+    steps: int | None,
+    time_dim: int,
+    keep: int,
+    channels: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks a call and runs it, as autograd.run does for neurons whose currents are taken as they are.
+
+    ``running``: running mean and variance; what the batch is normalized by where ``norm.batch`` is False, and otherwise
+    updated in place where ``momentum`` is given.
+    """
+    begin(dynamics.name, current, v0, threshold, tau, steps, time_dim, residual, weight, bias)
+    mean, variance = running or (None, None)
+    check_normalized_call(
+        current, residual, steps, time_dim, channels, weight=weight, bias=bias, running_mean=mean, running_var=variance
+    )
+    held_steps = 0 if steps is None else steps
+    count = None
+    with torch.no_grad():
+        if norm.batch:
+            number = current.numel() // normalization_ops.channels_of(current, steps is not None)
+            alone = norm.process_group is None or torch.distributed.get_world_size(norm.process_group) == 1
+            if alone and number == 1:
+                raise ValueError(
+                    f"Expected more than 1 value per channel when training, got input size {current.size()}"
+                )
+            moments = batch_moments(current.detach(), held_steps, time_dim)
+            if not alone:
+                moments, count = moments_of_all(moments, number, norm.process_group)
+            if running is not None and momentum is not None:
+                total = number if count is None else count
+                mean.lerp_(moments[0].to(mean.dtype), momentum)
+                variance.lerp_((moments[1] * (total / (total - 1))).to(variance.dtype), momentum)
+        else:
+            moments = torch.stack([mean, variance]).double()
+    return _NormalizedIntegrate.apply(
+        current, residual, v0, threshold, tau, weight, bias, moments, count, dynamics, norm, held_steps, time_dim,
+        keep | ops.CHECKPOINTS * torch.is_grad_enabled(),
+    )  # fmt: skip
