@@ -139,22 +139,27 @@ struct MomentsCall {
     void* neurons = nullptr;        // [2, neurons] state
 };
 
-// The per-channel arithmetic between the passes, in double. Null tables are not given or not wanted.
+// The per-channel arithmetic between the passes, in double. Null is not given, or not wanted.
 struct ChannelCall {
-    enum class What : int { moments, tables, gradients };
-    What what = What::moments;
-    DType dtype = DType::float32;  // of the current, whose state's dtype the tables have
-    Layout layout;                 // channels and, for `moments`, the current's
+    // From the neurons' contributions to moments and tables; from given moments to tables; from the sums of gradients to
+    // the gradients of the parameters and the tables of the backward pass.
+    enum class From : int { contributions, moments, gradients };
+    From from = From::contributions;
+    DType dtype = DType::float32;            // of the current; tables have its state's dtype
+    DType parameter_dtype = DType::float32;  // of weight and bias, and of their gradients
+    Layout layout;                           // channels and, for contributions, the current's
     const void* current = nullptr;
     double eps = 0.0;
-    double count = 1.0;                // values per channel
-    const double* sums = nullptr;      // [2, channels] of the neurons' contributions; or of the two gradient sums
-    const double* weight = nullptr;    // [channels]
-    const double* bias = nullptr;      // [channels]
-    double* moments = nullptr;         // [2, channels]: mean, biased variance
-    void* tables = nullptr;            // [3, channels] state: mean, scale, shift
-    void* gradient_tables = nullptr;   // [2, channels] state: through_mean, through_variance
-    double* grad_parameters = nullptr; // [2, channels]: of weight, of bias
+    double count = 1.0;                 // values per channel
+    const double* sums = nullptr;       // [2, channels]
+    const void* weight = nullptr;       // [channels]
+    const void* bias = nullptr;         // [channels]
+    double* moments = nullptr;          // [2, channels]: mean, biased variance
+    void* tables = nullptr;             // [3, channels] state: mean, scale, shift
+    void* tracked = nullptr;            // [2, channels] state: mean, unbiased variance
+    void* gradient_tables = nullptr;    // [2, channels] state: through_mean, through_variance
+    void* grad_weight = nullptr;        // [channels]
+    void* grad_bias = nullptr;          // [channels]
 };
 
 namespace cpu {

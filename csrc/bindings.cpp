@@ -158,38 +158,49 @@ void moments(const Where& where, int dtype, const Layout& layout, Address curren
     run(call, where, cpu::moments, cuda::moments);
 }
 
+// Moments and tables from the neurons' contributions.
 void finish_moments(const Where& where, int dtype, const Layout& layout, double count, Address current, Address sums,
-                    Address moments) {
+                    double eps, int parameter_dtype, Address weight, Address bias, Address moments, Address tables,
+                    Address tracked) {
     ChannelCall call;
-    call.what = ChannelCall::What::moments;
+    call.from = ChannelCall::From::contributions;
     call.dtype = static_cast<DType>(dtype);
+    call.parameter_dtype = static_cast<DType>(parameter_dtype);
     call.layout = layout;
     call.count = count;
     call.current = pointer(current);
     call.sums = pointer<double>(sums);
+    call.eps = eps;
+    call.weight = pointer(weight);
+    call.bias = pointer(bias);
     call.moments = pointer<double>(moments);
+    call.tables = pointer(tables);
+    call.tracked = pointer(tracked);
     run(call, where, cpu::channel, cuda::channel);
 }
 
-void normalization_tables(const Where& where, int dtype, i64 channels, double eps, Address moments, Address weight,
-                          Address bias, Address tables) {
+void normalization_tables(const Where& where, int dtype, i64 channels, double eps, Address moments, int parameter_dtype,
+                          Address weight, Address bias, Address tables) {
     ChannelCall call;
-    call.what = ChannelCall::What::tables;
+    call.from = ChannelCall::From::moments;
     call.dtype = static_cast<DType>(dtype);
+    call.parameter_dtype = static_cast<DType>(parameter_dtype);
     call.layout.channels = channels;
     call.eps = eps;
     call.moments = pointer<double>(moments);
-    call.weight = pointer<double>(weight);
-    call.bias = pointer<double>(bias);
+    call.weight = pointer(weight);
+    call.bias = pointer(bias);
     call.tables = pointer(tables);
     run(call, where, cpu::channel, cuda::channel);
 }
 
 void normalization_gradients(const Where& where, int dtype, i64 channels, double eps, double count, Address sums,
-                             Address moments, Address tables, Address gradient_tables, Address grad_parameters) {
+                             Address moments, Address tables, Address gradient_tables, int parameter_dtype,
+                             Address grad_weight, Address grad_bias) {
     ChannelCall call;
-    call.what = ChannelCall::What::gradients;
+    call.from = ChannelCall::From::gradients;
     call.dtype = static_cast<DType>(dtype);
+    call.parameter_dtype = static_cast<DType>(parameter_dtype);
     call.layout.channels = channels;
     call.eps = eps;
     call.count = count;
@@ -197,7 +208,8 @@ void normalization_gradients(const Where& where, int dtype, i64 channels, double
     call.moments = pointer<double>(moments);
     call.tables = pointer(tables);
     call.gradient_tables = pointer(gradient_tables);
-    call.grad_parameters = pointer<double>(grad_parameters);
+    call.grad_weight = pointer(grad_weight);
+    call.grad_bias = pointer(grad_bias);
     run(call, where, cpu::channel, cuda::channel);
 }
 

@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "cpu_kernels.h"
+#include "cpu_sums.h"
 #include "cpu_tiles.h"
 #include "threads.h"
 
@@ -16,7 +17,6 @@ namespace {
 // Rows of rebuilt potentials do not start a multiple of 4096 bytes apart, as those of the tensors often do: all of them
 // would then compete for the same few places of the first-level cache.
 constexpr i64 rebuilt_length = tile_length + 64;
-constexpr i64 serial_threshold = 1 << 15;  // neurons * steps below which a second thread costs more than it does
 
 // Whether an output of this size goes past the caches. Streaming stores want whole, aligned vectors in every row.
 template <class Storage>
@@ -534,6 +534,13 @@ void moments_on_cpu(const MomentsCall& call, int threads) {
         using Storage = decltype(storage);
         run_tiles<Storage, MomentsTiles<Storage>>(call, threads);
     });
+}
+
+void channel_sum_on_cpu(const ChannelSumCall& call, int threads) {
+    if (call.dtype == DType::float64)
+        sum_channels<double>(call, threads);
+    else
+        sum_channels<float>(call, threads);
 }
 
 }  // namespace SNNFAST_TARGET

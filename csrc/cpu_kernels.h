@@ -9,18 +9,21 @@ namespace baseline {
 void forward_on_cpu(const ForwardCall& call, int threads);
 void backward_on_cpu(const BackwardCall& call, int threads);
 void moments_on_cpu(const MomentsCall& call, int threads);
+void channel_sum_on_cpu(const ChannelSumCall& call, int threads);
 }  // namespace baseline
 
 namespace avx2 {
 void forward_on_cpu(const ForwardCall& call, int threads);
 void backward_on_cpu(const BackwardCall& call, int threads);
 void moments_on_cpu(const MomentsCall& call, int threads);
+void channel_sum_on_cpu(const ChannelSumCall& call, int threads);
 }  // namespace avx2
 
 namespace avx512 {
 void forward_on_cpu(const ForwardCall& call, int threads);
 void backward_on_cpu(const BackwardCall& call, int threads);
 void moments_on_cpu(const MomentsCall& call, int threads);
+void channel_sum_on_cpu(const ChannelSumCall& call, int threads);
 }  // namespace avx512
 
 namespace cpu {

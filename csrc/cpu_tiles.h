@@ -101,8 +101,13 @@ public:
     }
 
     void enter(const Tile& tile) {
-        i64 channel = tile.flat / layout_.channel_stride % layout_.channels;
-        i64 until_next = layout_.channel_stride - tile.flat % layout_.channel_stride;
+        // With channels that change fast (channels-last), every tile has the values of the one before.
+        const i64 phase = tile.flat % (layout_.channels * layout_.channel_stride);
+        if (phase == phase_ && tile.count <= filled_) return;
+        phase_ = phase;
+        filled_ = tile.count;
+        i64 channel = phase / layout_.channel_stride;
+        i64 until_next = layout_.channel_stride - phase % layout_.channel_stride;
         for (i64 i = 0; i < tile.count;) {
             const i64 run = until_next < tile.count - i ? until_next : tile.count - i;
             for (int k = 0; k < Tables; ++k) {
@@ -121,6 +126,8 @@ private:
     const Layout& layout_;
     const S* table_[Tables];
     S number_[Tables];
+    i64 phase_ = -1;
+    i64 filled_ = 0;
     alignas(64) S value_[Tables][tile_length] = {};
 };
 
@@ -189,13 +196,17 @@ public:
     }
 };
 
-// Splits [first, last) into passes of pass_steps steps and of one, and calls pass(their number as a type, first step).
+// Splits [first, last) into passes of pass_steps steps, two and one, and calls pass(their number as a type, first step).
 // A number known to the compiler lets it load all of a pass's steps before it computes: a load behind a store of
 // another tensor at the same offset into a page would wait for it.
 template <class Pass>
 SNNFAST_HD void for_each_pass(i64 first, i64 last, Pass pass) {
     for (; first + pass_steps <= last; first += pass_steps) pass(std::integral_constant<int, pass_steps>{}, first);
-    for (; first < last; ++first) pass(std::integral_constant<int, 1>{}, first);
+    if (first + 2 <= last) {
+        pass(std::integral_constant<int, 2>{}, first);
+        first += 2;
+    }
+    if (first < last) pass(std::integral_constant<int, 1>{}, first);
 }
 
 }  // namespace SNNFAST_TARGET

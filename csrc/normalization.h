@@ -60,16 +60,42 @@ SNNFAST_HD i64 pivot_offset(const Layout& layout, i64 channel) {
     return flat / layout.inner * layout.current.outer + flat % layout.inner;
 }
 
-// The three steps of ChannelCall, for one channel. S is the state's dtype.
+// Parameters are read and their gradients written in a dtype of their own.
+SNNFAST_HD double read_parameter(const void* from, DType dtype, i64 index, double otherwise) {
+    if (!from) return otherwise;
+    switch (dtype) {
+        case DType::float32: return static_cast<const float*>(from)[index];
+        case DType::float64: return static_cast<const double*>(from)[index];
+        case DType::float16: return widen(static_cast<const float16*>(from)[index]);
+        case DType::bfloat16: return widen(static_cast<const bfloat16*>(from)[index]);
+    }
+    return otherwise;
+}
+
+SNNFAST_HD void write_parameter(void* to, DType dtype, i64 index, double value) {
+    if (!to) return;
+    switch (dtype) {
+        case DType::float32: static_cast<float*>(to)[index] = float(value); return;
+        case DType::float64: static_cast<double*>(to)[index] = value; return;
+        case DType::float16: static_cast<float16*>(to)[index] = Narrow<float16>::from(float(value)); return;
+        case DType::bfloat16: static_cast<bfloat16*>(to)[index] = Narrow<bfloat16>::from(float(value)); return;
+    }
+}
+
 template <class Storage, class S>
 SNNFAST_HD void finish_moments(const ChannelCall& call, i64 c) {
     const i64 channels = call.layout.channels;
     const double steps = call.layout.held ? 1.0 : double(call.layout.steps);
     const double from_pivot = call.sums[c] / (call.count / steps);
-    const double variance = call.sums[channels + c] / call.count - from_pivot * from_pivot;
-    const double pivot = widen(static_cast<const Storage*>(call.current)[pivot_offset(call.layout, c)]);
-    call.moments[c] = pivot + from_pivot;
-    call.moments[channels + c] = variance < 0 ? 0.0 : variance;  // NaN stays NaN
+    const double found = call.sums[channels + c] / call.count - from_pivot * from_pivot;
+    const double variance = found < 0 ? 0.0 : found;  // NaN stays NaN
+    const double mean = widen(static_cast<const Storage*>(call.current)[pivot_offset(call.layout, c)]) + from_pivot;
+    call.moments[c] = mean;
+    call.moments[channels + c] = variance;
+    if (call.tracked) {
+        static_cast<S*>(call.tracked)[c] = S(mean);
+        static_cast<S*>(call.tracked)[channels + c] = S(variance * (call.count / (call.count - 1)));
+    }
 }
 
 template <class S>
@@ -78,11 +104,12 @@ SNNFAST_HD void make_tables(const ChannelCall& call, i64 c) {
     S* const tables = static_cast<S*>(call.tables);
     const double mean = call.moments[c];
     const double inverse = 1.0 / square_root(call.moments[channels + c] + call.eps);
-    const double scale = call.weight ? call.weight[c] * inverse : inverse;
+    const double scale = read_parameter(call.weight, call.parameter_dtype, c, 1.0) * inverse;
+    const double bias = read_parameter(call.bias, call.parameter_dtype, c, 0.0);
     const S rounded = S(mean);
     tables[c] = rounded;
     tables[channels + c] = S(scale);
-    tables[2 * channels + c] = S((call.bias ? call.bias[c] : 0.0) - (mean - double(rounded)) * scale);
+    tables[2 * channels + c] = S(bias - (mean - double(rounded)) * scale);
 }
 
 template <class S>
@@ -93,10 +120,8 @@ SNNFAST_HD void make_gradients(const ChannelCall& call, i64 c) {
     const double lost = mean - double(static_cast<const S*>(call.tables)[c]);  // to the rounding of the mean
     const double gradient = call.sums[c];                                        // sum of dL/dI
     const double product = inverse * (call.sums[channels + c] - lost * gradient);  // sum of dL/dI * x_hat
-    if (call.grad_parameters) {
-        call.grad_parameters[c] = product;
-        call.grad_parameters[channels + c] = gradient;
-    }
+    write_parameter(call.grad_weight, call.parameter_dtype, c, product);
+    write_parameter(call.grad_bias, call.parameter_dtype, c, gradient);
     if (call.gradient_tables) {
         S* const to = static_cast<S*>(call.gradient_tables);
         const double through_variance = inverse * (product / call.count);
@@ -105,13 +130,12 @@ SNNFAST_HD void make_gradients(const ChannelCall& call, i64 c) {
     }
 }
 
+// A ChannelCall, for one channel. S is the state's dtype.
 template <class Storage, class S>
 SNNFAST_HD void channel_step(const ChannelCall& call, i64 c) {
-    switch (call.what) {
-        case ChannelCall::What::moments: return finish_moments<Storage, S>(call, c);
-        case ChannelCall::What::tables: return make_tables<S>(call, c);
-        case ChannelCall::What::gradients: return make_gradients<S>(call, c);
-    }
+    if (call.from == ChannelCall::From::gradients) return make_gradients<S>(call, c);
+    if (call.from == ChannelCall::From::contributions) finish_moments<Storage, S>(call, c);
+    if (call.tables) make_tables<S>(call, c);
 }
 
 }  // namespace SNNFAST_TARGET

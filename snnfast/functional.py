@@ -173,8 +173,8 @@ def batch_norm_integrate_and_fire(
     steps, the potential of every 16th.
 
     Args:
-        current: x, [T, B, C, ...] ([B, T, C, ...] with ``time_dim=1``); with ``steps=T`` a [B, C, ...] current held for T
-            steps, whose statistics are over its own values.
+        current: x, [T, B, C, ...] ([B, T, C, ...] with ``time_dim=1``); with ``steps=T`` a [B, C, ...] current held
+            for T steps, whose statistics are over its own values.
         v0: initial potential, shaped like one step.
         residual: a current that is added after the normalization: the output's shape (where the current is held, the
             current's shape too), the current's dtype and device.

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from . import normalization_ops, ops  # normalization_ops registers ops that are called by name below
+from . import ops
 from .autograd import begin, once_differentiable
 from .dynamics import DTYPES, Dynamics, number, state_dtype
+from .normalization_ops import (
+    batch_norm_tables_op,
+    channels_of,
+    normalization_gradients_op,
+    normalization_tables_op,
+)
 
 __all__ = ["BatchNorm", "check_momentum", "run_normalized"]
-
-batch_moments = torch.ops.snnfast.batch_moments.default
-normalization_tables = torch.ops.snnfast.normalization_tables.default
-normalization_gradients = torch.ops.snnfast.normalization_gradients.default
-
 
 @dataclass(frozen=True)
 class BatchNorm:
@@ -79,10 +80,10 @@ class _NormalizedIntegrate(Function):
 
     @staticmethod
     def forward(
-        ctx, current, residual, v0, threshold, tau, weight, bias, moments, count, dynamics, norm, steps, time_dim, keep
-    ):
+        ctx, current, residual, v0, threshold, tau, weight, bias, moments, tables, count, dynamics, norm, steps,
+        time_dim, keep
+    ):  # fmt: skip
         threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
-        tables = normalization_tables(moments, weight, bias, norm.eps, state_dtype(current.dtype))
         spikes, v_last, potential, checkpoints = ops.normalized_forward(
             current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep,
             tables, residual,
@@ -94,7 +95,7 @@ class _NormalizedIntegrate(Function):
 
     @staticmethod
     def backward(ctx, grad_spikes, grad_v_last, grad_potential):
-        none = (None,) * 14
+        none = (None,) * 15
         if grad_spikes is None and grad_v_last is None and grad_potential is None:
             return none
         dynamics, norm, steps, time_dim = ctx.dynamics, ctx.norm, ctx.steps, ctx.time_dim
@@ -114,12 +115,20 @@ class _NormalizedIntegrate(Function):
             affine = needs[5] or needs[6]
             gradient_tables = grad_parameters = None
             found = None
+            parameter = weight if weight is not None else bias if bias is not None else tables
             if norm.batch and needs[0]:
                 sums = run(ops.SUMS, None)[5]
-                gradient_tables, grad_parameters = through_statistics(sums, moments, tables, norm, count, current)
+                number = current.numel() // moments.shape[1]
+                gradient_tables, *grad_parameters = normalization_gradients_op(
+                    sums, moments, tables, norm.eps, number, parameter.dtype
+                )
+                if count is not None:
+                    gradient_tables = tables_of_all(sums, moments, tables, norm, count)
             elif affine:
                 found = run(wanted | ops.SUMS, None)
-                grad_parameters = normalization_gradients(found[5], moments, tables, norm.eps, 1)[1]
+                _, *grad_parameters = normalization_gradients_op(
+                    found[5], moments, tables, norm.eps, 1, parameter.dtype
+                )
             if found is None and wanted:
                 found = run(wanted, gradient_tables)
             found = found or (None,) * 6
@@ -129,7 +138,7 @@ class _NormalizedIntegrate(Function):
                 found[1].to(v0.dtype) if needs[2] else None,
                 found[2] if needs[3] else None,
                 found[3] if needs[4] else None,
-                grad_parameters[0].to(weight.dtype) if needs[5] else None,
+                grad_parameters[0] if needs[5] else None,
                 grad_parameters[1].to(bias.dtype) if needs[6] else None,
             )
 
@@ -137,20 +146,15 @@ class _NormalizedIntegrate(Function):
         return *once_differentiable(dynamics.name, compute, tensors), *none[7:]
 
 
-def through_statistics(
-    sums: Tensor, moments: Tensor, tables: Tensor, norm: BatchNorm, count: Tensor | None, current: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Tables for the gradient through the batch's statistics, and the gradients of weight and bias.
+def tables_of_all(sums: Tensor, moments: Tensor, tables: Tensor, norm: BatchNorm, count: Tensor) -> Tensor:
+    """The tables for the gradient through statistics of several processes: of the sums over all of them.
 
-    In several processes the tables are of the sums over all of them, the parameters' gradients of this one's own (as
-    with nn.SyncBatchNorm: DistributedDataParallel averages parameters' gradients itself).
+    The parameters' gradients are of this process's own sums (as with nn.SyncBatchNorm: DistributedDataParallel averages
+    parameters' gradients itself).
     """
-    if count is None:
-        return normalization_gradients(sums, moments, tables, norm.eps, current.numel() // moments.shape[1])
-    _, grad_parameters = normalization_gradients(sums, moments, tables, norm.eps, 1)
     shared = sums.clone()
     torch.distributed.all_reduce(shared, group=norm.process_group)
-    return normalization_gradients(shared / count, moments, tables, norm.eps, 1)[0], grad_parameters
+    return normalization_gradients_op(shared / count, moments, tables, norm.eps, 1, tables.dtype)[0]
 
 
 def moments_of_all(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
@@ -186,7 +190,7 @@ def check_normalized_call(
     if current.dim() < (2 if held else 3):
         what = "[B, C, ...]" if held else "[T, B, C, ...]" if time_dim == 0 else "[B, T, C, ...]"
         raise ValueError(f"current must have a channel dimension, {what}, to be normalized; got {list(current.shape)}")
-    found = normalization_ops.channels_of(current, held)
+    found = channels_of(current, held)
     if channels is not None and found != channels:
         raise ValueError(f"current must have {channels} channels (num_features), got {found} in {list(current.shape)}")
     for name, value in per_channel.items():
@@ -196,23 +200,32 @@ def check_normalized_call(
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if value.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
-        if list(value.shape) != [found]:
+        if value.shape != (found,):
             raise ValueError(f"{name} must have the shape [{found}], one value per channel, got {list(value.shape)}")
         if value.device != current.device:
             raise ValueError(f"{name} is on {value.device}, current on {current.device}; both must be on one device")
-    if residual is None:
-        return
+    if residual is not None:
+        check_residual(residual, current, steps, time_dim)
+
+
+def check_residual(residual: Tensor, current: Tensor, steps: int | None, time_dim: int) -> None:
+    """A residual has the output's shape, or the current's where that is held; its dtype and device."""
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor, got {type(residual).__name__}")
     if residual.dtype != current.dtype:
         raise TypeError(f"residual must have the current's dtype, {current.dtype}, got {residual.dtype}")
+    if residual.layout != torch.strided:
+        raise TypeError(f"residual must be a dense tensor, got layout {residual.layout}")
     if residual.device != current.device:
         raise ValueError(f"residual is on {residual.device}, current on {current.device}; both must be on one device")
-    allowed = [list(current.shape)]
-    if held:
-        allowed.append([*current.shape[:time_dim], steps, *current.shape[time_dim:]])
-    if list(residual.shape) not in allowed:
-        raise ValueError(f"residual must have the shape {' or '.join(map(str, allowed))}, got {list(residual.shape)}")
+    allowed = [current.shape]
+    if steps is not None:
+        allowed.append((*current.shape[:time_dim], steps, *current.shape[time_dim:]))
+    if not any(tuple(residual.shape) == tuple(shape) for shape in allowed):
+        raise ValueError(
+            f"residual must have the shape {' or '.join(str(list(shape)) for shape in allowed)}, "
+            f"got {list(residual.shape)}"
+        )
 
 
 def run_normalized(
@@ -243,25 +256,28 @@ def run_normalized(
         current, residual, steps, time_dim, channels, weight=weight, bias=bias, running_mean=mean, running_var=variance
     )
     held_steps = 0 if steps is None else steps
+    state = state_dtype(current.dtype)
     count = None
     with torch.no_grad():
         if norm.batch:
-            number = current.numel() // normalization_ops.channels_of(current, steps is not None)
+            number = current.numel() // max(channels_of(current, steps is not None), 1)
             alone = norm.process_group is None or torch.distributed.get_world_size(norm.process_group) == 1
             if alone and number == 1:
                 raise ValueError(
                     f"Expected more than 1 value per channel when training, got input size {current.size()}"
                 )
-            moments = batch_moments(current.detach(), held_steps, time_dim)
+            moments, tables, tracked = batch_norm_tables_op(current, weight, bias, norm.eps, held_steps, time_dim)
             if not alone:
                 moments, count = moments_of_all(moments, number, norm.process_group)
-            if running is not None and momentum is not None:
-                total = number if count is None else count
-                mean.lerp_(moments[0].to(mean.dtype), momentum)
-                variance.lerp_((moments[1] * (total / (total - 1))).to(variance.dtype), momentum)
+                tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
+                tracked = torch.stack([moments[0], moments[1] * (count / (count - 1))])
+            if mean is not None and momentum is not None and (number or count is not None):
+                mean.lerp_(tracked[0].to(mean.dtype), momentum)
+                variance.lerp_(tracked[1].to(variance.dtype), momentum)
         else:
             moments = torch.stack([mean, variance]).double()
+            tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
     return _NormalizedIntegrate.apply(
-        current, residual, v0, threshold, tau, weight, bias, moments, count, dynamics, norm, held_steps, time_dim,
-        keep | ops.CHECKPOINTS * torch.is_grad_enabled(),
+        current, residual, v0, threshold, tau, weight, bias, moments, tables, count, dynamics, norm, held_steps,
+        time_dim, keep | ops.CHECKPOINTS * torch.is_grad_enabled(),
     )  # fmt: skip

@@ -9,6 +9,7 @@ per call than ``custom_op``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -36,26 +37,26 @@ SHAPE = "int shape, float gamma, float beta, "
 OUTPUTS = "(Tensor spikes, Tensor v_last, Tensor potential, Tensor checkpoints)"
 
 library = torch.library.Library("snnfast", "DEF")
-library.define(
-    f"integrate_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep) -> {OUTPUTS}",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-library.define(
+
+
+def define(schema: str) -> None:
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+define(f"integrate_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep) -> {OUTPUTS}")
+define(
     f"integrate_backward({GRADIENTS}{NEURON.format(more='Tensor checkpoints, ', surrogate=SHAPE)}int wanted) "
-    "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau)"
 )
-library.define(
+define(
     f"normalized_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep, Tensor tables, "
-    f"Tensor? residual) -> {OUTPUTS}",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    f"Tensor? residual) -> {OUTPUTS}"
 )
-library.define(
+define(
     f"normalized_backward({GRADIENTS}{NEURON.format(more='Tensor checkpoints, ', surrogate=SHAPE)}int wanted, "
     "Tensor tables, Tensor? gradient_tables, Tensor? residual) "
     "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau, Tensor grad_residual, "
-    "Tensor sums)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "Tensor sums)"
 )
 
 
@@ -436,43 +437,28 @@ def plain_backward_shapes(*arguments):
 
 torch.library.register_fake("snnfast::normalized_forward", forward_shapes, lib=library)
 
-implementations = {
-    "integrate_forward": forward,
-    "integrate_backward": backward,
-    "normalized_forward": forward,
-    "normalized_backward": run_backward,
-}
-
-
-def implement(name: str, function: Any) -> None:
-    """Registers an op's implementation for every device that has kernels."""
-    for key in ("CPU", "CUDA"):
-        library.impl(name, function, key)
-    # No autograd of their own. Torch's stand-in for that would mark the outputs, the shared empty ones included.
-    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-
-
-for name, implementation in implementations.items():
-    implement(name, implementation)
-
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
-def op(name: str, position: int) -> Any:
-    """The op of that name as a function; argument number ``position`` is the current.
+def op(name: str, implementation: Callable[..., Any], position: int = 0) -> Callable[..., Any]:
+    """Implements an op for every device that has kernels, and returns it as a function.
 
-    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass), an op is called as the
-    Python function that it is: the way through the dispatcher and back costs more than all else in a small layer.
+    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass), the function is the
+    implementation itself: the way through the dispatcher and back costs more than all else in a small layer.
+    Argument number ``position``, a tensor, tells.
     """
+    for key in ("CPU", "CUDA"):
+        library.impl(name, implementation, key)
+    # No autograd of their own. Torch's stand-in for that would mark the outputs, the shared empty ones included.
+    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     dispatched = getattr(torch.ops.snnfast, name).default
-    implementation = implementations[name]
 
     def call(*arguments: Any) -> Any:
-        current = arguments[position]
+        tensor = arguments[position]
         if (
             not torch.compiler.is_compiling()
-            and type(current) in PLAIN_TENSORS
-            and (current.is_cpu or current.is_cuda)
+            and type(tensor) in PLAIN_TENSORS
+            and (tensor.is_cpu or tensor.is_cuda)
             and torch._C._len_torch_dispatch_stack() == 0
         ):
             return implementation(*arguments)
@@ -481,7 +467,7 @@ def op(name: str, position: int) -> Any:
     return call
 
 
-integrate_forward = op("integrate_forward", 0)
-integrate_backward = op("integrate_backward", 3)
-normalized_forward = op("normalized_forward", 0)
-normalized_backward = op("normalized_backward", 3)
+integrate_forward = op("integrate_forward", forward)
+integrate_backward = op("integrate_backward", backward, 3)
+normalized_forward = op("normalized_forward", forward)
+normalized_backward = op("normalized_backward", run_backward, 3)
