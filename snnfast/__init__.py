@@ -10,16 +10,19 @@ from typing import Any
 from . import functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
+from .fuse import FuseReport, fuse
 from .layers import IF, LIF, OverTime, Readout
 
 __all__ = [
     "IF",
     "LIF",
+    "FuseReport",
     "OverTime",
     "Readout",
     "__version__",
     "build_info",
     "functional",
+    "fuse",
     "reference",
     "surrogate",
 ]
