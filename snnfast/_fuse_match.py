@@ -102,6 +102,11 @@ class Match:
         """Whether the children cannot simply be exchanged."""
         return not (self.addition is None and self.split is None and self.steps is None)
 
+    @property
+    def called_alone(self) -> bool:
+        """Whether a rewritten forward calls the neuron itself, not an nn.Sequential that begins with it."""
+        return self.needs_forward and not self.neuron_holders
+
 
 @dataclass
 class Survey:
@@ -256,9 +261,13 @@ class Survey:
             or self._why_not_arguments(found)
             or self._why_not_forward(found)
             or self._why_not_between(found)
-            or (f"the other operand of the sum was fused: {self.taken[id(found.neuron)]!r}; a neuron takes one batch norm"
-                if id(found.neuron) in self.taken else found)
-        )  # fmt: skip
+            or self._why_not_free(found)
+            or found
+        )
+
+    def _why_not_free(self, match: Match) -> str | None:
+        taken = self.taken.get(id(match.neuron))
+        return taken and f"the other operand of the sum was fused, {taken!r}: a neuron takes one batch norm"
 
     def _follow(self, site: Site) -> Match | str:
         value, match = site.node, Match(site, site.node, "", site.batch_norm)
@@ -292,6 +301,8 @@ class Survey:
             return "of which it is not certain that it splits time and batch only; write unflatten(0, (T, B))"
         if node.target in _ADDITIONS:
             return "the second addition before the neuron"
+        if node.op == "call_module" and "residual" in node.kwargs:
+            return "as the residual of a fused layer"
         return "not to a neuron"
 
     def _neuron_call(self, unit: Unit, node: fx.Node) -> tuple[str, nn.Module, list[tuple[str, nn.Module]]] | None:
@@ -402,7 +413,10 @@ class Survey:
     def _wrong_order(self, site: Site) -> str:
         """A prefix to the reason where a neuron comes first and the batch norm after it."""
         if all(holder is self._over_time(site) for _, holder in site.holders):
-            neuron = self._neuron_call(site.unit, site.node.all_input_nodes[0])
+            source = site.node.all_input_nodes[0]
+            while source.op in ("call_method", "call_function") and source.target in ("flatten", torch.flatten, "view"):
+                source = source.all_input_nodes[0]
+            neuron = self._neuron_call(site.unit, source)
             if neuron is not None:
                 return f"wrong order, it comes after the neuron {neuron[0]!r}; "
         return ""

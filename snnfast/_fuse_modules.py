@@ -111,20 +111,32 @@ class FusedNeuron(nn.Module):
     Args:
         layer: the fused layer.
         name: the fused layer's name in the network, for printing.
+        rewritten: whether the forward that calls it was written anew. Another method that still adds or reshapes
+            between batch norm and neuron would be silently wrong: it is refused.
     """
 
     _SHARED = frozenset((*_OPTIONS, *_TABLES, "decay_input", "time_dim", "carry_state", "state", "reset_state",
                          "detach_state"))  # fmt: skip
 
-    def __init__(self, layer: nn.Module, name: str) -> None:
+    def __init__(self, layer: nn.Module, name: str, rewritten: bool) -> None:
         super().__init__()
         self.__dict__["layer"] = layer  # not registered: the layer is a child elsewhere
         self.name = name
+        self.rewritten = rewritten
         self.training = layer.training
 
-    def forward(self, current: Tensor, steps: int | None = None) -> Tensor:
+    def forward(self, current: Tensor, steps: int | None = None, *, fused: bool = False) -> Tensor:
+        """Returns the spikes that the fused layer has made.
+
+        Raises:
+            RuntimeError: something other than the rewritten forward calls it.
+            ValueError: steps are given, where none were before fusing.
+        """
+        if self.rewritten and not fused:
+            raise RuntimeError(f"the neuron was fused into {self.name!r}, with what its module's forward did between "
+                               "the two: only that forward can call it, not another method")  # fmt: skip
         if steps is not None:
-            raise ValueError(f"steps={steps!r}: this neuron was fused where it was called without steps")
+            raise ValueError(f"steps must be None, got {steps!r}: the neuron was fused where it was called without")
         return current
 
     def __getattr__(self, name: str) -> Any:

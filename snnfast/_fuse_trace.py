@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import itertools
 import linecache
 import operator
 import random
@@ -22,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Forward", "Untraceable", "give_forward", "trace_forward"]
+__all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_forward"]
 
 _STANDARD = frozenset(nn.Module().__dict__) - {"training"}
+_numbers = itertools.count()
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
 
@@ -237,15 +239,33 @@ def give_forward(module: nn.Module, graph: fx.Graph, fixed: frozenset[str]) -> N
         for name, value in sorted(code.globals.items())
         if name in used
     )
-    module.__class__ = _fused_class(_Recipe(type(module), code.src.strip() + "\n", names, fixed))
+    base, earlier = type(module), _earlier(type(module))
+    if earlier is not None:
+        base, fixed = earlier.base, fixed | earlier.fixed
+    module.__class__ = _class_of(_Recipe(base, code.src.strip() + "\n", names, fixed))
 
 
 def may_get_forward(module: nn.Module) -> str | None:
     """Why a module cannot be given another forward, if so."""
+    if _earlier(type(module)) is not None:
+        return None
     for name in ("__reduce__", "__reduce_ex__", "__deepcopy__", "__copy__"):
         if getattr(type(module), name, None) is not getattr(nn.Module, name, None):
             return f"its class defines {name}"
     return None
+
+
+def _earlier(kind: type) -> _Recipe | None:
+    return kind.__dict__.get("_snnfast_recipe")
+
+
+def _class_of(recipe: _Recipe) -> type:
+    try:
+        return _fused_class(recipe)
+    except TypeError as error:  # code that names an unhashable object
+        if "unhashable" not in str(error):
+            raise
+        return _fused_class.__wrapped__(recipe)
 
 
 @functools.cache
@@ -253,7 +273,7 @@ def _fused_class(recipe: _Recipe) -> type:
     """One class per recipe: equal blocks share it, so that torch.compile compiles them once."""
     base, fixed = recipe.base, recipe.fixed
     # The source is registered so that tracebacks and inspect.getsource show it.
-    file = f"<snnfast.fuse {base.__qualname__} {_fused_class.cache_info().misses}>"
+    file = f"<snnfast.fuse {base.__qualname__} {next(_numbers)}>"
     linecache.cache[file] = (len(recipe.source), None, recipe.source.splitlines(keepends=True), file)
     namespace = {
         name: importlib.import_module(value.name) if isinstance(value, _Global) else value
@@ -277,6 +297,7 @@ def _fused_class(recipe: _Recipe) -> type:
         "__module__": base.__module__,
         "__qualname__": f"Fused{base.__name__}",
         "__reduce_ex__": __reduce_ex__,
+        "_snnfast_recipe": recipe,
         "forward": namespace["forward"],
     }
     if fixed:
@@ -285,5 +306,4 @@ def _fused_class(recipe: _Recipe) -> type:
 
 
 def _restore_module(recipe: _Recipe) -> nn.Module:
-    kind = _fused_class(recipe)
-    return kind.__new__(kind)
+    return object.__new__(_class_of(recipe))

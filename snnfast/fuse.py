@@ -152,7 +152,7 @@ def _exchange(model: nn.Module, match: Match) -> None:
     site = match.site
     layer = fused_layer(site.batch_norm, match.neuron)
     _set_child(model, site.name, layer)
-    _set_child(model, match.neuron_name, FusedNeuron(layer, site.name))
+    _set_child(model, match.neuron_name, FusedNeuron(layer, site.name, match.called_alone))
     if site.over_time is not None:
         site.over_time[1].__class__ = FusedOverTime
 
@@ -187,7 +187,7 @@ def _rewrite(match: Match) -> None:
                 residual = graph.call_function(broadcast_residual, (residual, current, held))
             options["residual"] = residual
         fused = graph.call_module(node.target, (current,), options)
-    neuron.args, neuron.kwargs = (fused,), {}
+    neuron.args, neuron.kwargs = (fused,), {"fused": True} if match.called_alone else {}
     last_first = (match.split, match.addition) if match.split_after_addition else (match.addition, match.split)
     for old in (*last_first, node):
         if old is not None:
