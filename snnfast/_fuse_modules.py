@@ -50,7 +50,7 @@ def fused_layer(batch_norm: nn.Module, neuron: _Neuron) -> nn.Module:
 
 def _tables(layer: nn.Module) -> dict[str, Tensor]:
     both = {**layer._parameters, **layer._buffers}
-    return {name: both[name] for name in _TABLES if both.get(name) is not None}
+    return {name: tensor for name, tensor in both.items() if name in _TABLES and tensor is not None}
 
 
 def _drop_tables(layer: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:

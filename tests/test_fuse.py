@@ -23,6 +23,15 @@ def layers(monkeypatch):
     fused_stand_in.ensure(monkeypatch, sf)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors of a few hundred numbers only lose by more threads, and much on a machine in use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def currents(*shape: int, seed: int = 5) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
 
@@ -39,6 +48,8 @@ def unlike_the_defaults(model: nn.Module) -> nn.Module:
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 if tensor is not None:
                     tensor.data = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.3
+            if module.running_mean is not None:
+                module.running_mean -= 1
     return model
 
 
@@ -68,6 +79,10 @@ class Block(nn.Module):
         self.offset = nn.Parameter(torch.rand(CHANNELS, 1, 1))
 
 
+def cases(table: dict[str, tuple]) -> list:
+    return [pytest.param(*values, id=name) for name, values in table.items()]
+
+
 def block(forward, **attributes) -> nn.Module:
     torch.manual_seed(0)
     model = type("Net", (Block,), {"forward": forward})().double()
@@ -82,35 +97,40 @@ def reason(report: sf.FuseReport, name: str) -> str:
     return found
 
 
-def run(model: nn.Module, x: torch.Tensor, **arguments) -> list[torch.Tensor]:
+def run(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Output, every gradient, every buffer."""
     x = x.clone().requires_grad_()
     model.zero_grad()
     torch.manual_seed(1)
-    out = model(x * 1.0, **arguments)
+    out = model(x * 1.0)
     (out * currents(*out.shape, seed=9)).sum().backward()
-    gradients = [p.grad for p in model.parameters() if p.requires_grad]
-    return [out.detach(), x.grad, *(g for g in gradients if g is not None), *model.buffers()]
+    results = {"output": out.detach(), "gradient of the input": x.grad}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not tensor.requires_grad:
+            results[name] = tensor.clone()
+        elif tensor.grad is not None:
+            results[f"gradient of {name}"] = tensor.grad
+    return results
 
 
-def assert_same(model: nn.Module, plain: nn.Module, x: torch.Tensor, **arguments) -> None:
+def assert_same(model: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
     for training in (True, False):
-        results, expected = run(model.train(training), x, **arguments), run(plain.train(training), x, **arguments)
-        assert len(results) == len(expected)
-        for result, wanted in zip(results, expected, strict=True):
+        results, expected = run(model.train(training), x), run(plain.train(training), x)
+        assert list(results) == list(expected)
+        for name, wanted in expected.items():
             scale = max(wanted.abs().max().item(), 1e-30)
-            torch.testing.assert_close(result, wanted, rtol=0, atol=1e-10 * scale)
-        assert expected[0].any()
+            torch.testing.assert_close(results[name], wanted, rtol=0, atol=1e-10 * scale, msg=lambda m, n=name: n + m)
+        assert expected["output"].any() and expected["gradient of the input"].any()
 
 
-def fused_like(model: nn.Module, x: torch.Tensor, count: int = 1, **arguments) -> sf.FuseReport:
+def fused_like(model: nn.Module, x: torch.Tensor, count: int = 1) -> sf.FuseReport:
     """Fuses the model, which must then compute what it did, keep its keys, and survive copying."""
     plain = copy.deepcopy(model)
     report = sf.fuse(model)
     assert len(report.fused) == count, str(report)
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert_same(copy.deepcopy(model), copy.deepcopy(plain), x, **arguments)
-    assert_same(model, plain, x, **arguments)
+    assert_same(copy.deepcopy(model), copy.deepcopy(plain), x)
+    assert_same(model, plain, x)
     return report
 
 
@@ -269,7 +289,7 @@ def sequential(*modules: nn.Module) -> nn.Sequential:
 
 @pytest.mark.parametrize(
     ("modules", "name"),
-    {
+    cases({
         "batch norm alone over time": (lambda: [conv(3, 3, 3), norm(3), sf.IF()], "1.module"),
         "convolution and batch norm over time": (
             lambda: [sf.OverTime(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), sf.LIF(tau=3.0)],
@@ -299,13 +319,15 @@ def sequential(*modules: nn.Module) -> nn.Sequential:
         "1d of [N, C, L]": (lambda: [nn.Flatten(3), sf.OverTime(nn.BatchNorm1d(3)), sf.IF()], "1.module"),
         "without parameters": (lambda: [sf.OverTime(nn.BatchNorm2d(3, affine=False)), sf.IF(0.3)], "0.module"),
         "cumulative average": (lambda: [sf.OverTime(nn.BatchNorm2d(3, momentum=None)), sf.IF()], "0.module"),
-        "another momentum and eps": (lambda: [sf.OverTime(nn.BatchNorm2d(3, eps=0.5, momentum=0.7)), sf.IF()], "0.module"),
+        "another momentum and eps": (
+            lambda: [sf.OverTime(nn.BatchNorm2d(3, eps=0.5, momentum=0.7)), sf.IF()],
+            "0.module",
+        ),
         "batch statistics always": (
             lambda: [sf.OverTime(nn.BatchNorm2d(3, track_running_stats=False)), sf.IF()],
             "0.module",
         ),
-    }.values(),
-    ids=lambda value: value if isinstance(value, str) else "",
+    }),
 )
 def test_a_batch_norm_before_a_neuron_in_a_sequential_is_fused_under_its_name(modules, name):
     model = sequential(*modules())
@@ -478,12 +500,6 @@ def test_an_addition_between_the_two_is_fused_too(forward):
     report = fused_like(model, default_currents())
     assert report.fused[0].residual
     assert isinstance(model, Block) and model.scale == 0.5
-    assert_same(pickle_like(model), model, default_currents())
-
-
-def pickle_like(model: nn.Module) -> nn.Module:
-    """Through the reduction that pickle uses, for classes that no module holds."""
-    return copy.deepcopy(model)
 
 
 @pytest.mark.parametrize("forward", HELD.values(), ids=HELD)
@@ -517,7 +533,7 @@ def test_a_forward_without_addition_stays_the_users_own():
 
 
 def test_numbers_and_training_mode_still_matter_in_a_rewritten_forward():
-    model, plain = block(dropped_shortcut), block(dropped_shortcut)
+    model = block(dropped_shortcut)
     sf.fuse(model)
     assert not torch.equal(model.train()(default_currents()), model.eval()(default_currents()))
     scaled, unscaled = block(ADDITIONS["a scaled shortcut"]), block(ADDITIONS["a scaled shortcut"])
@@ -528,7 +544,6 @@ def test_numbers_and_training_mode_still_matter_in_a_rewritten_forward():
     assert_same(scaled, unscaled, default_currents())
     held.steps = 9
     assert held(default_currents()).shape[0] == 9
-    assert_same(model, plain, default_currents())
 
 
 def test_an_attribute_that_decided_the_graph_cannot_change_in_silence():
@@ -539,14 +554,14 @@ def test_an_attribute_that_decided_the_graph_cannot_change_in_silence():
     model = block(forward)
     sf.fuse(model)
     model.added = True
-    with pytest.raises(AttributeError, match="added cannot be False.*before fusing"):
+    with pytest.raises(AttributeError, match=r"added cannot be False.*before fusing"):
         model.added = False
 
 
 def test_another_method_that_adds_between_the_two_by_itself_is_refused():
     model = block(ADDITIONS["shortcut last"])
     sf.fuse(model)
-    with pytest.raises(RuntimeError, match="bn_over_time.module.*only that forward"):
+    with pytest.raises(RuntimeError, match=r"bn_over_time\.module.*only that forward"):
         ADDITIONS["shortcut last"](model, default_currents())
 
 
@@ -619,7 +634,7 @@ def second_batch_norm_name(model):
 
 @pytest.mark.parametrize(
     ("forward", "change", "name", "words"),
-    {
+    cases({
         "one neuron called twice": (
             lambda self, x: self.sn(self.bn_over_time(self.sn(x))), None, "bn_over_time.module",
             "'sn' (IF) is shared: it is called at 2 places",
@@ -664,11 +679,8 @@ def second_batch_norm_name(model):
             lambda self, x: self.sn(over_time(self, x) + x + x), None, "bn_over_time.module", "second addition",
         ),
         "in place into the input": (
-            lambda self, x: self.sn(x.add_(over_time(self, x))), None, "bn_over_time.module", "in place to the argument",
-        ),
-        "written between": (
-            lambda self, x: (lambda z: self.sn(self.bn_over_time(z) + z.mul_(2)))(x * 1), None, "bn_over_time.module",
-            "written in place between",
+            lambda self, x: self.sn(x.add_(over_time(self, x * 1))), None, "bn_over_time.module",
+            "in place to the argument",
         ),
         "channels mixed": (
             lambda self, x: self.sn(flat(self, x).view(4, 2, -1)), None, "bn", "write unflatten(0, (T, B))",
@@ -678,11 +690,13 @@ def second_batch_norm_name(model):
             "bn_over_time.module", "reads 'bn_over_time.module.weight'",
         ),
         "subclass of batch norm": (
-            FORWARDS["keywords"], lambda model: model.__setattr__("bn_over_time", sf.OverTime(OwnBatchNorm(3).double())),
+            FORWARDS["keywords"],
+            lambda model: model.__setattr__("bn_over_time", sf.OverTime(OwnBatchNorm(3).double())),
             "bn_over_time.module", "OwnBatchNorm is a subclass",
         ),
         "subclass of a neuron": (
-            FORWARDS["keywords"], lambda model: model.__setattr__("sn", OwnNeuron()), "bn_over_time.module", "OwnNeuron",
+            FORWARDS["keywords"], lambda model: model.__setattr__("sn", OwnNeuron()), "bn_over_time.module",
+            "OwnNeuron",
         ),
         "parametrized": (
             FORWARDS["keywords"],
@@ -696,14 +710,27 @@ def second_batch_norm_name(model):
             lambda model: model.bn_over_time.module.register_forward_pre_hook(hook),
             "bn_over_time.module", "a forward pre-hook",
         ),
-    }.values(),
-    ids=lambda value: value if isinstance(value, str) else "",
+    }),
 )  # fmt: skip
 def test_what_does_not_fit_is_left_and_named_with_the_reason(forward, change, name, words):
     model = block(forward)
     if change is not None:
         change(model)
     assert words in reason(left_like(model, default_currents()), name)
+
+
+@pytest.mark.parametrize("write", [lambda z: z.mul_(2), lambda z: nn.functional.relu(z, inplace=True),
+                                   nn.ReLU(inplace=True)], ids=["method", "function", "module"])  # fmt: skip
+def test_nothing_may_be_written_to_the_batch_norms_input_before_the_neuron_runs(write):
+    def forward(self, x):
+        y = x * 1
+        return self.sn(self.bn_over_time(y) + self.write(y))
+
+    model = block(forward, write=write)
+    plain = copy.deepcopy(model)
+    assert "written in place between" in reason(sf.fuse(model), "bn_over_time.module")
+    with torch.no_grad():
+        assert torch.equal(model(default_currents()), plain(default_currents()))
 
 
 def test_synchronized_and_lazy_batch_norms_are_left_and_named():
@@ -734,7 +761,7 @@ def sets_an_attribute(self, x):
 
 
 def makes_a_tensor(self, x):
-    return self.sn(over_time(self, x) + torch.ones(3, 1, 1, dtype=x.dtype))
+    return self.sn(over_time(self, x) + torch.ones(3, 1, 1))
 
 
 def without_gradients(self, x):
