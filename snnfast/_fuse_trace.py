@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import inspect
 import itertools
 import linecache
 import operator
@@ -55,6 +56,10 @@ def _modes() -> tuple:
     modes: list = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
     for device in ("cpu", "cuda"):
         modes += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
+    # Activation checkpointing without reentry; torch has no public name for it.
+    saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if saved_tensor_hooks is not None:
+        modes.append(saved_tensor_hooks(True))
     return tuple(modes)
 
 
@@ -76,7 +81,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph keeps no context managers.
         if _modes() != self._modes:
-            raise Untraceable("a part of it runs under a grad or autocast mode of its own")
+            raise Untraceable("a part of it runs under a grad or autocast mode or checkpointing of its own")
         return super().create_node(*args, **kwargs)
 
 
@@ -113,6 +118,11 @@ def trace_forward(module: nn.Module) -> Forward:
             evaluation = _trace(module, live=False, training=False)
             if _skeleton(training) != _skeleton(evaluation):
                 raise Untraceable("it does different things in training and in evaluation")
+        # A stand-in is never None: `if shortcut is not None` has to be tried.
+        for argument, value in _switches(module):
+            given = _trace(module, live=False, training=True, arguments={argument: value})
+            if _skeleton(training) != _skeleton(given):
+                raise Untraceable(f"what it does depends on the argument {argument!r}")
         # Numbers as names rather than values: `self.steps` may change after fusing.
         try:
             live = _trace(module, live=True, training=module.training)
@@ -121,8 +131,8 @@ def trace_forward(module: nn.Module) -> Forward:
     except Untraceable:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines() or [""]
-        raise Untraceable(f"{type(error).__name__}: {text[0]}") from error
+        text = (str(error).strip().splitlines() or [""])[0].partition(". ")[0]
+        raise Untraceable(f"{type(error).__name__}: {text}") from error
     finally:
         drawn = _restore(randomness)
     if drawn:
@@ -132,7 +142,17 @@ def trace_forward(module: nn.Module) -> Forward:
     return Forward(training.graph, training.read - {"training"}, "training" in training.read)
 
 
-def _trace(module: nn.Module, *, live: bool, training: bool) -> _Trace:
+def _switches(module: nn.Module) -> list[tuple[str, Any]]:
+    """Arguments that a forward may decide by without asking a tensor, with values to try."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return [
+        (p.name, value)
+        for p in parameters
+        for value in ((None,) if p.default is None else (False, True) if isinstance(p.default, bool) else ())
+    ]
+
+
+def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str, Any] | None = None) -> _Trace:
     tracer = _Tracer()
     base = type(module)
     read: set[str] = set()
@@ -160,7 +180,7 @@ def _trace(module: nn.Module, *, live: bool, training: bool) -> _Trace:
         shell.__dict__[name] = copy.copy(value) if isinstance(value, (list, dict, set)) else value
     shell.__dict__["training"] = training
     recording = True
-    graph = tracer.trace(shell)
+    graph = tracer.trace(shell, arguments)
     recording = False
     for name, value in shell.__dict__.items():
         if name == "training":
@@ -184,11 +204,15 @@ def _same_items(value: Any, before: Any) -> bool:
 
 
 def _skeleton(trace: _Trace) -> list:
-    """What is called in which order, without the arithmetic of numbers that are names in one trace only."""
+    """What is called in which order, without what one trace only has: the arithmetic of numbers that are names, and
+    the checks of arguments that are given."""
     numbers: set[fx.Node] = set()
     calls = []
     for node in trace.graph.nodes:
         inputs = node.all_input_nodes
+        checked = bool(node.users) and all("_assert" in getattr(user.target, "__name__", "") for user in node.users)
+        if node.op == "placeholder" or checked or "_assert" in getattr(node.target, "__name__", ""):
+            continue
         if (node.op == "get_attr" and node.target in trace.live) or (inputs and all(n in numbers for n in inputs)):
             numbers.add(node)
         else:
