@@ -79,7 +79,8 @@ def fuse(model: nn.Module) -> FuseReport:
 
     Where a current is added, or the forward reshapes or holds it, the forward of the module that does so is written
     anew from its torch.fx graph: its class becomes a subclass, and attributes that decided the graph cannot be set to
-    other values (AttributeError); numbers that only enter the arithmetic can. Elsewhere forwards stay as they are.
+    other values (AttributeError); numbers that only enter the arithmetic can. What a graph does not show, such as
+    printing, such a forward does no more. Elsewhere forwards stay as they are.
     A forward that cannot be traced must not call the children of an nn.Sequential one by one and look in between.
 
     Fuse before torch.compile. Fusing again finds nothing new.

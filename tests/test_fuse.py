@@ -231,12 +231,12 @@ def test_learned_thresholds_and_time_constants_keep_their_keys_and_load_from_old
 
     model = make()
     learned = {name: model.state_dict(keep_vars=True)[name] for name in ("1.tau_logit", "4.threshold")}
-    old = {key: torch.rand_like(value) + 1 if value.is_floating_point() else value + 7
-           for key, value in model.state_dict().items()}  # fmt: skip
     sf.fuse(model)
     assert model[0].module.tau_logit is learned["1.tau_logit"]
     assert model[3].module.threshold is learned["4.threshold"]
     for assign in (False, True):
+        old = {key: torch.rand_like(value) + 1 - 0.4 * assign if value.is_floating_point() else value + 7
+               for key, value in make().state_dict().items()}  # fmt: skip
         assert not any(model.load_state_dict(old, strict=True, assign=assign))
         assert all(torch.equal(value, old[key]) for key, value in model.state_dict().items())
         plain = make()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from fusing import (
@@ -92,6 +94,23 @@ def test_an_attribute_that_decided_the_graph_cannot_change_in_silence():
     sf.fuse(model)
     model.added = True
     with pytest.raises(AttributeError, match=r"added cannot be False.*before fusing"):
+        model.added = False
+
+
+def test_what_was_left_the_first_time_is_fused_the_second_time_when_nothing_hinders_it_any_more():
+    def forward(self, x):
+        y = self.sn_and_more(self.bn_over_time(x) + x if self.added else x)
+        return self.sn(self.bn(self.conv(y.flatten(0, 1))).unflatten(0, (4, 2)) + x)
+
+    model = block(forward)
+    plain, kind = copy.deepcopy(model), type(model)
+    handle = model.sn.register_forward_hook(lambda *_: None)
+    assert [entry.batch_norm for entry in sf.fuse(model).fused] == ["bn_over_time.module"]
+    handle.remove()
+    assert [entry.batch_norm for entry in sf.fuse(model).fused] == ["bn"]
+    assert type(model).__bases__ == (kind,)
+    assert_same(copy.deepcopy(model), plain, default_currents())
+    with pytest.raises(AttributeError, match="added"):
         model.added = False
 
 

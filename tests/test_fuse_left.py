@@ -142,6 +142,18 @@ def second_batch_norm_name(model):
         "channels mixed": (
             lambda self, x: self.sn(flat(self, x).view(4, 2, -1)), None, "bn", "write unflatten(0, (T, B))",
         ),
+        "channels doubled": (
+            lambda self, x: (lambda y: self.sn(y.view(2, 2, 6, y.shape[2], y.shape[3])))(flat(self, x)), None, "bn",
+            "write unflatten(0, (T, B))",
+        ),
+        "asked for its shape": (
+            lambda self, x: (lambda y: self.sn(y + x * y.shape[1]))(self.conv_bn_over_time(x)), None,
+            "conv_bn_over_time.module.1", "asked for its shape",
+        ),
+        "a number by training mode": (
+            lambda self, x: self.sn(over_time(self, x) + x * (0.5 if self.training else 2.0)), None,
+            "bn_over_time.module", "reads `training`",
+        ),
         "its weight read": (
             lambda self, x: self.sn(over_time(self, x)) * self.bn_over_time.module.weight.sum(), None,
             "bn_over_time.module", "reads 'bn_over_time.module.weight'",
@@ -265,6 +277,11 @@ def test_a_forward_that_a_graph_would_falsify_is_left_and_named(forward, words):
     assert random.getstate() == state and "last" not in model.__dict__
     assert not report.fused and words in reason(report, "") and words in reason(report, "bn_over_time.module")
     assert_same(model, block(forward), default_currents())
+
+
+def test_a_sequential_is_not_given_a_forward_that_would_forget_its_list():
+    model = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm2d(3), nn.Unflatten(0, (4, 2)), sf.IF()).double()
+    assert "wrap the batch norm in snnfast.OverTime" in reason(left_like(model, default_currents()), "1")
 
 
 def test_children_of_a_forward_that_cannot_be_traced_are_fused_all_the_same():
