@@ -125,8 +125,10 @@ def fuse(model: nn.Module) -> FuseReport:
             ),
         ),
     )
-    for match in matches:
-        _exchange(model, match)
+    # All layers first: an error in one must not leave a network half fused.
+    layers = [fused_layer(match.site.batch_norm, match.neuron) for match in matches]
+    for match, layer in zip(matches, layers, strict=True):
+        _exchange(model, match, layer)
     for unit in survey.units:
         rewritten = [match for match in matches if match.site.unit is unit and match.needs_forward]
         for match in rewritten:
@@ -148,10 +150,9 @@ def _why_not_reached(survey: Survey, module: nn.Module, name: str) -> str:
     return "no forward calls it" if name else "it is the model itself"
 
 
-def _exchange(model: nn.Module, match: Match) -> None:
+def _exchange(model: nn.Module, match: Match, layer: nn.Module) -> None:
     """Puts the fused layer and the neuron's stand-in in place."""
     site = match.site
-    layer = fused_layer(site.batch_norm, match.neuron)
     _set_child(model, site.name, layer)
     _set_child(model, match.neuron_name, FusedNeuron(layer, site.name, match.called_alone))
     if site.over_time is not None:
