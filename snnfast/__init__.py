@@ -11,6 +11,7 @@ from . import functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
 from .batch_norm import BatchNormIF, BatchNormLIF
+from .fuse import FuseReport, fuse
 from .layers import IF, LIF, OverTime, Readout
 
 __all__ = [
@@ -18,11 +19,13 @@ __all__ = [
     "LIF",
     "BatchNormIF",
     "BatchNormLIF",
+    "FuseReport",
     "OverTime",
     "Readout",
     "__version__",
     "build_info",
     "functional",
+    "fuse",
     "reference",
     "surrogate",
 ]

@@ -31,6 +31,15 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def one_thread():
+    """For tensors of a few hundred numbers, which lose by more threads, and much on a machine in use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def core_on_host(tmp_path_factory):
     """The CUDA kernels' own source, compiled for the host."""

@@ -1,0 +1,183 @@
+"""The modules that snnfast.fuse puts in place of a batch norm and a neuron."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import _OPTIONS, LIF, OverTime, _Neuron
+
+__all__ = ["FusedNeuron", "FusedOverTime", "broadcast_residual", "fused_layer"]
+
+_TABLES = ("threshold", "tau", "tau_logit")  # what of a neuron can be a parameter or a buffer
+
+
+def fused_layer(batch_norm: nn.Module, neuron: _Neuron) -> nn.Module:
+    """The BatchNormIF or BatchNormLIF that does what the two do, with their own parameters and buffers."""
+    from . import BatchNormIF, BatchNormLIF
+
+    options: dict[str, Any] = {name: getattr(neuron, name) for name in (*_OPTIONS, "time_dim", "carry_state")}
+    options["threshold"] = neuron.threshold
+    options["learn_threshold"] = isinstance(neuron.threshold, nn.Parameter)
+    kind = BatchNormIF
+    if isinstance(neuron, LIF):
+        kind = BatchNormLIF
+        tau = neuron.tau
+        options["tau"] = tau.detach() if isinstance(tau, Tensor) else tau
+        options["decay_input"] = neuron.decay_input
+        options["learn_tau"] = "tau_logit" in neuron._parameters
+    layer = kind(
+        batch_norm.num_features,
+        eps=batch_norm.eps,
+        momentum=batch_norm.momentum,
+        affine=batch_norm.weight is not None,
+        track_running_stats=batch_norm.running_mean is not None,
+        **options,
+    )
+    # The same objects, not copies: optimizers and others that hold them must keep reaching the network.
+    for module in (batch_norm, neuron):
+        layer._parameters.update(module._parameters)
+        layer._buffers.update(module._buffers)
+    layer._state = neuron._state
+    layer.training = batch_norm.training
+    if _tables(layer):
+        layer.register_state_dict_post_hook(_drop_tables)
+        layer.register_load_state_dict_pre_hook(_fill_in_tables)
+    return layer
+
+
+def _tables(layer: nn.Module) -> dict[str, Tensor]:
+    both = {**layer._parameters, **layer._buffers}
+    return {name: tensor for name, tensor in both.items() if name in _TABLES and tensor is not None}
+
+
+def _drop_tables(layer: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+    # Learned thresholds and time constants are saved under the neuron's name, where they were before.
+    for name in _tables(layer):
+        del state_dict[prefix + name]
+
+
+def _fill_in_tables(layer: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+    # They are loaded there too; here nothing is missing, and a tensor copied onto itself stays as it is.
+    for name, tensor in _tables(layer).items():
+        state_dict[prefix + name] = tensor
+
+
+def broadcast_residual(residual: Tensor, current: Tensor, held: bool) -> Tensor:
+    """A residual as the fused layer takes it: of the current's shape. ``+`` would also have broadcast it.
+
+    Raises:
+        ValueError: the residual is the larger of the two.
+    """
+    if held or residual.shape == current.shape:
+        return residual
+    if torch.broadcast_shapes(residual.shape, current.shape) != current.shape:
+        raise ValueError(f"residual of shape {list(residual.shape)} does not fit the current of shape "
+                         f"{list(current.shape)}; fused layers add nothing larger than the current")  # fmt: skip
+    return residual.expand(current.shape)
+
+
+class FusedOverTime(OverTime):
+    """An OverTime whose module ends in a fused layer: what comes before sees [T·B, ...], the fused layer [T, B, ...].
+
+    The fused layer stays where the batch norm was, so that the keys of checkpoints do not change.
+    """
+
+    def forward(self, over_time: Tensor, residual: Tensor | None = None) -> Tensor:
+        if over_time.dim() < 2:
+            raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
+        layer, before = self.module, []
+        while isinstance(layer, nn.Sequential):
+            *first, layer = layer
+            before += first
+        if before:
+            steps = over_time.flatten(0, 1)
+            for module in before:
+                steps = module(steps)
+            over_time = steps.unflatten(0, over_time.shape[:2])
+        if residual is None:
+            return layer(over_time)
+        return layer(over_time, broadcast_residual(residual, over_time, False))
+
+
+class FusedNeuron(nn.Module):
+    """What stays under a fused neuron's name: spikes pass through, and the name keeps working.
+
+    Options, learned tensors and the carried state are those of the fused layer, to read and to assign; checkpoints
+    have them under this name, as before fusing.
+
+    Args:
+        layer: the fused layer.
+        name: the fused layer's name in the network, for printing.
+        rewritten: whether the forward that calls it was written anew. Another method that still adds or reshapes
+            between batch norm and neuron would be silently wrong: it is refused.
+    """
+
+    _SHARED = frozenset((*_OPTIONS, *_TABLES, "decay_input", "time_dim", "carry_state", "state", "reset_state",
+                         "detach_state"))  # fmt: skip
+
+    def __init__(self, layer: nn.Module, name: str, rewritten: bool) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer  # not registered: the layer is a child elsewhere
+        self.name = name
+        self.rewritten = rewritten
+        self.training = layer.training
+
+    def forward(self, current: Tensor, steps: int | None = None, *, fused: bool = False) -> Tensor:
+        """Returns the spikes that the fused layer has made.
+
+        Raises:
+            RuntimeError: something other than the rewritten forward calls it.
+            ValueError: steps are given, where none were before fusing.
+        """
+        if self.rewritten and not fused:
+            raise RuntimeError(f"the neuron was fused into {self.name!r}, with what its module's forward did between "
+                               "the two: only that forward can call it, not another method")  # fmt: skip
+        if steps is not None:
+            raise ValueError(f"steps must be None, got {steps!r}: the neuron was fused where it was called without")
+        return current
+
+    def __getattr__(self, name: str) -> Any:
+        if name in FusedNeuron._SHARED and "layer" in self.__dict__:
+            return getattr(self.layer, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FusedNeuron._SHARED:
+            setattr(self.layer, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in _tables(self.layer).items():
+            destination[prefix + name] = tensor if keep_vars else tensor.detach()
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:
+            s = self.layer.surrogate
+            metadata.setdefault(prefix[:-1], {})["surrogate"] = {
+                "shape": type(s).__name__,
+                "gamma": s.gamma,
+                "beta": s.beta,
+            }
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        # A module with these tensors alone loads them as any module would, shape checks and `assign` included.
+        tables = nn.Module()
+        for kind in ("_parameters", "_buffers"):
+            getattr(tables, kind).update(
+                {name: tensor for name, tensor in getattr(self.layer, kind).items() if name in _tables(self.layer)}
+            )
+        tables._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self.layer._parameters.update(tables._parameters)
+        self.layer._buffers.update(tables._buffers)
+        saved = (local_metadata or {}).get("surrogate")
+        if saved:
+            from . import surrogate
+
+            self.layer.surrogate = getattr(surrogate, saved["shape"])(gamma=saved["gamma"], beta=saved["beta"])
+
+    def extra_repr(self) -> str:
+        return f"runs in {self.name!r}"

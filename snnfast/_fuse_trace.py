@@ -1,0 +1,333 @@
+"""What snnfast.fuse learns of a module's own forward, and how a module gets another one.
+
+torch.fx runs a forward once on stand-ins and writes down what it does. What that would miss — randomness, attributes
+that are set, grad and autocast modes, Python values that are read — is watched here, so that a forward is either
+understood or named as one that is not.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+import itertools
+import linecache
+import operator
+import random
+import re
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_forward"]
+
+_STANDARD = frozenset(nn.Module().__dict__) - {"training"}
+_numbers = itertools.count()
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+
+
+class Untraceable(Exception):
+    """Why a forward is not understood."""
+
+
+class _Proxy(fx.Proxy):
+    """A stand-in that tells ``a += b`` from ``a = a + b``: the first writes into a tensor that others may hold."""
+
+
+def _in_place(name: str) -> Any:
+    target = getattr(operator, name)
+
+    def method(self: _Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in _IN_PLACE:
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+def _modes() -> tuple:
+    modes: list = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+    for device in ("cpu", "cuda"):
+        modes += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
+    # Activation checkpointing without reentry; torch has no public name for it.
+    saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if saved_tensor_hooks is not None:
+        modes.append(saved_tensor_hooks(True))
+    return tuple(modes)
+
+
+class _Tracer(fx.Tracer):
+    """Every child is a leaf; parameters and buffers stay names."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = _modes()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        # A graph keeps no context managers.
+        if _modes() != self._modes:
+            raise Untraceable("a part of it runs under a grad or autocast mode or checkpointing of its own")
+        return super().create_node(*args, **kwargs)
+
+
+@dataclass
+class Forward:
+    """One module's forward as a graph.
+
+    Attributes:
+        graph: the graph; children are called by their names in the module.
+        fixed: attributes whose present values decided what the graph is.
+        training_matters: the graph holds for the present training mode only.
+    """
+
+    graph: fx.Graph
+    fixed: frozenset[str]
+    training_matters: bool
+
+
+@dataclass
+class _Trace:
+    graph: fx.Graph
+    live: frozenset[str]
+    read: frozenset[str]
+
+
+def trace_forward(module: nn.Module) -> Forward:
+    """The forward of a module with its children as leaves; Untraceable says why there is none."""
+    if "forward" in module.__dict__:
+        raise Untraceable("its forward was replaced on the object")
+    randomness = _randomness()
+    try:
+        training = _trace(module, live=False, training=True)
+        if "training" in training.read:
+            evaluation = _trace(module, live=False, training=False)
+            if _skeleton(training) != _skeleton(evaluation):
+                raise Untraceable("it does different things in training and in evaluation")
+        # A stand-in is never None: `if shortcut is not None` has to be tried.
+        for argument, value in _switches(module):
+            given = _trace(module, live=False, training=True, arguments={argument: value})
+            if _skeleton(training) != _skeleton(given):
+                raise Untraceable(f"what it does depends on the argument {argument!r}")
+        # Numbers as names rather than values: `self.steps` may change after fusing.
+        try:
+            live = _trace(module, live=True, training=module.training)
+        except Exception:
+            live = None
+    except Untraceable:
+        raise
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0].partition(". ")[0]
+        raise Untraceable(f"{type(error).__name__}: {text}") from error
+    finally:
+        drawn = _restore(randomness)
+    if drawn:
+        raise Untraceable("it draws random numbers that a graph would freeze")
+    if live is not None and _skeleton(live) == _skeleton(training):
+        return Forward(live.graph, live.read, False)
+    return Forward(training.graph, training.read - {"training"}, "training" in training.read)
+
+
+def _switches(module: nn.Module) -> list[tuple[str, Any]]:
+    """Arguments that a forward may decide by without asking a tensor, with values to try."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return [
+        (p.name, value)
+        for p in parameters
+        for value in ((None,) if p.default is None else (False, True) if isinstance(p.default, bool) else ())
+    ]
+
+
+def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str, Any] | None = None) -> _Trace:
+    tracer = _Tracer()
+    base = type(module)
+    read: set[str] = set()
+    named: set[str] = set()
+    recording = False
+
+    def __getattribute__(self: Any, name: str) -> Any:
+        value = base.__getattribute__(self, name)
+        if not recording or name in _STANDARD or name.startswith("__"):
+            return value
+        if (name != "training" and hasattr(nn.Module, name)) or callable(value):
+            return value
+        if isinstance(value, (nn.Module, Tensor, fx.Proxy)):
+            return value
+        if live and name in self.__dict__ and (type(value) in (int, float) or name == "training"):
+            named.add(name)
+            return tracer.create_proxy("get_attr", name, (), {})
+        read.add(name)
+        return value
+
+    # A shell of the module takes what the forward may set, so that the module itself stays as it is.
+    shell_type = type(base.__name__, (base,), {"__getattribute__": __getattribute__, "__module__": base.__module__})
+    shell = object.__new__(shell_type)
+    for name, value in module.__dict__.items():
+        shell.__dict__[name] = copy.copy(value) if isinstance(value, (list, dict, set)) else value
+    shell.__dict__["training"] = training
+    recording = True
+    graph = tracer.trace(shell, arguments)
+    recording = False
+    for name, value in shell.__dict__.items():
+        if name == "training":
+            continue
+        if name.startswith("_tensor_constant"):
+            raise Untraceable("it makes a tensor that a graph would freeze")
+        before = module.__dict__.get(name, shell)
+        if value is not before and not (type(value) is type(before) and _same_items(value, before)):
+            raise Untraceable(f"it sets or changes the attribute {name!r}" if name not in _STANDARD
+                              else "it registers parameters, buffers or modules")  # fmt: skip
+    return _Trace(graph, frozenset(named), frozenset(read))
+
+
+def _same_items(value: Any, before: Any) -> bool:
+    """Whether a copied container still holds the same objects (== on tensors would not do)."""
+    if isinstance(value, dict):
+        return list(value) == list(before) and all(value[key] is before[key] for key in value)
+    if isinstance(value, list):
+        return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
+    return isinstance(value, set) and value == before
+
+
+def _skeleton(trace: _Trace) -> list:
+    """What is called in which order, without what one trace only has: the arithmetic of numbers that are names, and
+    the checks of arguments that are given."""
+    numbers: set[fx.Node] = set()
+    calls = []
+    for node in trace.graph.nodes:
+        inputs = node.all_input_nodes
+        checked = bool(node.users) and all("_assert" in getattr(user.target, "__name__", "") for user in node.users)
+        if node.op == "placeholder" or checked or "_assert" in getattr(node.target, "__name__", ""):
+            continue
+        if (node.op == "get_attr" and node.target in trace.live) or (inputs and all(n in numbers for n in inputs)):
+            numbers.add(node)
+        else:
+            calls.append((node.op, node.target))
+    return calls
+
+
+def _randomness() -> tuple:
+    numpy = sys.modules.get("numpy")
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+
+
+def _restore(before: tuple) -> bool:
+    """Puts the generators back; whether they had moved."""
+    after = _randomness()
+    moved = not torch.equal(before[0], after[0]) or before[1] != after[1]
+    torch.set_rng_state(before[0])
+    random.setstate(before[1])
+    if before[2] is not None:
+        moved |= before[2][2:] != after[2][2:] or (before[2][1] != after[2][1]).any()
+        sys.modules["numpy"].random.set_state(before[2])
+    return moved
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A module that generated code names; modules themselves cannot be pickled."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A class whose forward is generated code, as values that can be pickled."""
+
+    base: type
+    source: str
+    names: tuple[tuple[str, Any], ...]
+    fixed: frozenset[str]
+
+
+def give_forward(module: nn.Module, graph: fx.Graph, fixed: frozenset[str]) -> None:
+    """Makes the module run the graph: its class becomes a subclass of the one it had. The object stays the same."""
+    code = graph.python_code("self")
+    used = set(re.findall(r"\w+", code.src))
+    names = tuple(
+        (name, _Global(value.__name__) if isinstance(value, ModuleType) else value)
+        for name, value in sorted(code.globals.items())
+        if name in used
+    )
+    base, earlier = type(module), _earlier(type(module))
+    if earlier is not None:
+        base, fixed = earlier.base, fixed | earlier.fixed
+    module.__class__ = _class_of(_Recipe(base, code.src.strip() + "\n", names, fixed))
+
+
+def may_get_forward(module: nn.Module) -> str | None:
+    """Why a module cannot be given another forward, if so."""
+    if _earlier(type(module)) is not None:
+        return None
+    for name in ("__reduce__", "__reduce_ex__", "__deepcopy__", "__copy__"):
+        if getattr(type(module), name, None) is not getattr(nn.Module, name, None):
+            return f"its class defines {name}"
+    return None
+
+
+def _earlier(kind: type) -> _Recipe | None:
+    return kind.__dict__.get("_snnfast_recipe")
+
+
+def _class_of(recipe: _Recipe) -> type:
+    try:
+        return _fused_class(recipe)
+    except TypeError as error:  # code that names an unhashable object
+        if "unhashable" not in str(error):
+            raise
+        return _fused_class.__wrapped__(recipe)
+
+
+@functools.cache
+def _fused_class(recipe: _Recipe) -> type:
+    """One class per recipe: equal blocks share it, so that torch.compile compiles them once."""
+    base, fixed = recipe.base, recipe.fixed
+    # The source is registered so that tracebacks and inspect.getsource show it.
+    file = f"<snnfast.fuse {base.__qualname__} {next(_numbers)}>"
+    linecache.cache[file] = (len(recipe.source), None, recipe.source.splitlines(keepends=True), file)
+    namespace = {
+        name: importlib.import_module(value.name) if isinstance(value, _Global) else value
+        for name, value in recipe.names
+    }
+    exec(compile(recipe.source, file, "exec"), namespace)
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in fixed:
+            present = getattr(self, name)
+            if value is not present and not (type(value) is type(present) and value == present):
+                raise AttributeError(f"{name} cannot be {value!r}: the forward that snnfast.fuse wrote holds for "
+                                     f"{name}={present!r}; set it before fusing")  # fmt: skip
+        base.__setattr__(self, name, value)
+
+    def __reduce_ex__(self: Any, protocol: int) -> tuple:
+        return _restore_module, (recipe,), self.__getstate__()
+
+    members = {
+        "__doc__": base.__doc__,
+        "__module__": base.__module__,
+        "__qualname__": f"Fused{base.__name__}",
+        "__reduce_ex__": __reduce_ex__,
+        "_snnfast_recipe": recipe,
+        "forward": namespace["forward"],
+    }
+    if fixed:
+        members["__setattr__"] = __setattr__
+    return type(f"Fused{base.__name__}", (base,), members)
+
+
+def _restore_module(recipe: _Recipe) -> nn.Module:
+    return object.__new__(_class_of(recipe))
