@@ -7,6 +7,7 @@
 #include <string>
 
 #include "api.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -120,6 +121,16 @@ void channel_sum(const Where& where, int dtype, i64 before, i64 channels, i64 af
     run(call, where, cpu::channel_sum, cuda::channel_sum);
 }
 
+void pack_bits(const Where& where, int dtype, i64 count, Address spikes, Address bits) {
+    const PackCall call{static_cast<DType>(dtype), count, pointer(spikes), pointer<unsigned char>(bits)};
+    run(call, where, cpu::pack_bits, cuda::pack_bits);
+}
+
+void unpack_bits(const Where& where, int dtype, i64 count, Address bits, Address spikes) {
+    const UnpackCall call{static_cast<DType>(dtype), count, pointer<unsigned char>(bits), pointer(spikes)};
+    run(call, where, cpu::unpack_bits, cuda::unpack_bits);
+}
+
 }  // namespace
 }  // namespace snnfast
 
@@ -143,6 +154,8 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     m.def("backward", &backward);
     m.def("channel_sum", &channel_sum);
     m.def("channel_sum_workspace", &cuda::channel_sum_workspace);
+    m.def("pack_bits", &pack_bits);
+    m.def("unpack_bits", &unpack_bits);
     m.def("use_openmp_of", &use_openmp_of);
     m.def("instruction_set", &cpu::instruction_set);
     m.def("use_instruction_set", &cpu::use_instruction_set);

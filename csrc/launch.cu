@@ -1,6 +1,7 @@
 // The CUDA side of api.h: device guard, choice of dtype, launch, error check. Never synchronizes, so that a stream
 // may be captured into a CUDA graph.
 #include "launch.cuh"
+#include "packing.h"
 
 namespace snnfast {
 namespace cuda {
@@ -72,6 +73,16 @@ void channel_sum(const ChannelSumCall& call, int device, void* stream) {
                call.before, call.channels, call.after);
     launch(channel_sum_kernel<double>, dim3(static_cast<unsigned>(call.channels)), stream,
            static_cast<const double*>(call.workspace), call.sums, i64(1), call.channels, i64(pieces));
+}
+
+void pack_bits(const PackCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    launch_pack(call, stream);
+}
+
+void unpack_bits(const UnpackCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    launch_unpack(call, stream);
 }
 
 bool compiled() { return true; }

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "api.h"
+#include "packing.h"
 
 namespace snnfast {
 namespace cuda {
@@ -15,6 +16,8 @@ void forward(const ForwardCall&, int, void*) { refuse(); }
 void backward(const BackwardCall&, int, void*) { refuse(); }
 void channel_sum(const ChannelSumCall&, int, void*) { refuse(); }
 i64 channel_sum_workspace(i64, i64, i64) { refuse(); }
+void pack_bits(const PackCall&, int, void*) { refuse(); }
+void unpack_bits(const UnpackCall&, int, void*) { refuse(); }
 bool compiled() { return false; }
 const char* toolkit() { return ""; }
 const char* architectures() { return ""; }
