@@ -11,6 +11,7 @@ from . import functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
 from .layers import IF, LIF, OverTime, Readout
+from .packing import pack_spikes
 
 __all__ = [
     "IF",
@@ -20,6 +21,7 @@ __all__ = [
     "__version__",
     "build_info",
     "functional",
+    "pack_spikes",
     "reference",
     "surrogate",
 ]

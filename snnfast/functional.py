@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from . import ops
+from . import ops, packing
 from ._backend import check_device
 from .dynamics import Dynamics, check_call, make_dynamics
 from .surrogate import Surrogate
@@ -109,7 +109,8 @@ def run(
     """Checks a call and runs it. ``keep``: whether v_last and the potential are wanted; they mean nothing otherwise."""
     check_call(dynamics.name, current, v0, threshold, tau, steps, time_dim)
     check_device(current.device)
-    if not torch.compiler.is_compiling():
+    eager = not torch.compiler.is_compiling()
+    if eager:
         refuse_transforms(dynamics.name, current, v0, threshold, tau)
     held_steps = 0 if steps is None else steps
     if torch.is_grad_enabled() and (
@@ -118,13 +119,16 @@ def run(
         or (threshold is not None and threshold.requires_grad)
         or (tau is not None and tau.requires_grad)
     ):
-        return _Integrate.apply(
+        spikes, v_last, potential = _Integrate.apply(
             current, v0, threshold, tau, dynamics, held_steps, time_dim, keep | ops.CHECKPOINTS
         )
-    threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
-    spikes, v_last, potential, _ = ops.integrate_forward(
-        current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
-    )
+    else:
+        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
+        spikes, v_last, potential, _ = ops.integrate_forward(
+            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
+        )
+    if eager and packing.active:
+        packing.register(spikes)
     return spikes, v_last, potential
 
 
