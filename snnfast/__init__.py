@@ -11,6 +11,7 @@ from . import functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
 from .layers import IF, LIF, OverTime, Readout
+from .memory import memory_report
 from .packing import pack_spikes
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "build_info",
     "functional",
+    "memory_report",
     "pack_spikes",
     "reference",
     "surrogate",

@@ -300,6 +300,8 @@ class pack_spikes:
         RuntimeError: the context is entered while it is open.
     """
 
+    _packs = True
+
     def __init__(self, model: nn.Module | None = None) -> None:
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
@@ -350,7 +352,7 @@ class pack_spikes:
             self._note("other", saved.kept, None, tensor.numel() * tensor.element_size())
             return saved
         storage = tensor.untyped_storage()
-        known, why = _recognise(tensor, storage)
+        known, why = _recognise(tensor, storage) if self._packs else (None, "other")
         if known is None:
             self._note(why, tensor, storage, storage.nbytes())
             return _SavedWhole(tensor)

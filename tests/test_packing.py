@@ -821,8 +821,8 @@ def test_the_resident_memory_of_six_blocks_is_what_is_said_to_be_kept():
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "LD_PRELOAD": ""}
     found = {}
     for mode in ("whole", "packed"):
-        done = subprocess.run([sys.executable, "-c", RESIDENT, mode], env=environment, capture_output=True, text=True,
-                              timeout=300)  # fmt: skip
+        done = subprocess.run([sys.executable, "-P", "-c", RESIDENT, mode], cwd="/", env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
         assert done.returncode == 0, done.stderr
         found[mode] = [int(number) for number in done.stdout.split()]
     resident, kept = found["packed"]
