@@ -651,21 +651,24 @@ def test_outside_of_a_context_neurons_register_nothing(monkeypatch):
 
 
 def test_a_storage_at_a_reused_address_is_never_taken_for_spikes():
-    weight = normal(1024, 2, seed=1).requires_grad_()
+    weight = normal(64, 2, seed=1).requires_grad_()
     addresses, storages, reused = set(), set(), [0, 0]
     with sf.pack_spikes() as packed:
-        for i in range(60):
-            s = sf.IF(0.3)(normal(4, 16, 1024, seed=i).requires_grad_())
+        for i in range(2000):
+            s = sf.IF(0.3)(normal(4, 16, 64, seed=i).requires_grad_())
             addresses.add(s.data_ptr())
             storages.add(s.untyped_storage()._cdata)
             del s
-            other = normal(4, 16, 1024, seed=i)  # not spikes, perhaps where spikes were
+            other = normal(4, 16, 64, seed=i)  # not spikes, perhaps where spikes were
             reused[0] += other.data_ptr() in addresses
             reused[1] += other.untyped_storage()._cdata in storages
             (grad,) = torch.autograd.grad((other @ weight).sum(), weight)
             assert torch.equal(grad, torch.autograd.grad((other.clone() @ weight).sum(), weight)[0])
-    assert all(reused), "no address was reused: this test shows nothing"
+            if min(reused) > 20:
+                break
     assert packed.packed_tensors == 0
+    if not all(reused):
+        pytest.skip(f"the allocator reused no address, which shows nothing: {reused}")
 
 
 def test_a_fact_about_a_storage_is_not_one_about_its_address():
@@ -727,11 +730,13 @@ def test_a_graph_that_is_dropped_without_backward_frees_everything():
     gc.disable()
     try:
         with sf.pack_spikes():
-            y = net(normal(T, 2, 3, 8, 8))
+            y = net(normal(T, 2, 3, 8, 8)).sigmoid()  # whose node keeps its own output
         alive = bits_alive()
         assert len(alive) == 6
+        alive.append(weakref.ref(y.untyped_storage()))
+        y = y.square().sum()
         del y
-        assert all(bits() is None for bits in alive) and len(packing._spikes) == 0
+        assert all(what() is None for what in alive) and len(packing._spikes) == 0
     finally:
         gc.enable()
 
@@ -779,6 +784,29 @@ def test_layers_are_named_as_in_the_model_or_by_their_class():
     with sf.pack_spikes(layer := sf.IF()) as itself:
         layer(currents())
     assert list(itself.by_layer) == ["IF"]
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_nothing_waits_and_every_stream_has_its_own_bits():
+    x, weight = currents().detach().cuda().requires_grad_(), nn.Parameter(WEIGHTS["conv"].cuda())
+    packed = compare(lambda: conv2d(sf.IF(0.3)(x).flatten(0, 1), weight), x, weight)
+    assert packed.packed_tensors == packed.saved_packed == 1
+    other = torch.cuda.Stream()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with Calls() as calls, sf.pack_spikes():
+            s = sf.IF(0.3)(x)
+            y = conv2d(s.flatten(0, 1), weight) + conv2d(s.flatten(0, 1), weight)
+            assert calls.of["pack_bits"] == 1
+            other.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(other):
+                z = conv2d(s.flatten(0, 1), weight)
+            assert calls.of["pack_bits"] == 2
+            torch.cuda.current_stream().wait_stream(other)
+            s.record_stream(other)
+        torch.autograd.grad((y + z).sum(), (x, weight))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 RESIDENT = """
