@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -143,9 +144,20 @@ class _SavedWhole:
         return self.kept
 
 
-def _unpack(saved: _SavedBits | _SavedWhole | Tensor) -> Tensor:
-    # Not a method of the context: the graph keeps this function, and would keep the context and its model with it.
-    return saved if isinstance(saved, Tensor) else saved.tensor()
+def _unpack(saved: _SavedBits | _SavedWhole) -> Tensor:
+    return saved.tensor()
+
+
+def _pack_hook(context: pack_spikes) -> Callable[[Tensor], _SavedBits | _SavedWhole]:
+    # The graph keeps both hooks. Were they methods of the context, it would keep the context and its model as well; and
+    # a model that carries a state keeps the graph.
+    open_context = weakref.ref(context)
+
+    def pack(tensor: Tensor) -> _SavedBits | _SavedWhole:
+        context = open_context()
+        return _SavedWhole(tensor) if context is None else context._pack(tensor)
+
+    return pack
 
 
 _spikes: _ByStorage[_Spikes] = _ByStorage()
@@ -319,7 +331,7 @@ class pack_spikes:
         global active, _open_contexts
         if self._hooks is not None:
             raise RuntimeError("this pack_spikes context is open already; make another one to nest them")
-        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+        hooks = torch.autograd.graph.saved_tensors_hooks(_pack_hook(self), _unpack)
         hooks.__enter__()
         self._hooks = hooks
         if self._model is not None:
@@ -345,7 +357,7 @@ class pack_spikes:
         self._names, self._around = {}, ()
         hooks.__exit__(kind, error, trace)
 
-    def _pack(self, tensor: Tensor) -> Any:
+    def _pack(self, tensor: Tensor) -> _SavedBits | _SavedWhole:
         if tensor.layout is not torch.strided or (type(tensor) is not Tensor and not isinstance(tensor, nn.Parameter)):
             # Sparse, or a wrapper of other tensors: it has no storage to tell it by.
             saved = _SavedWhole(tensor)
