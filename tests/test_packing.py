@@ -659,6 +659,17 @@ def test_outside_of_a_context_neurons_register_nothing(monkeypatch):
 # ---- nothing is mistaken, nothing leaks
 
 
+def test_spikes_that_are_not_all_of_a_storage_are_not_registered():
+    weight = torch.ones(6, requires_grad=True)
+    for part in (lambda m: m[:4], lambda m: m[::2], lambda m: m[:1].expand(6), lambda m: m[:0]):
+        memory = torch.tensor([1.0, 0.0, 1.0, 0.0, 5.0, 7.0])
+        with sf.pack_spikes() as packed:
+            packing.register(part(memory))
+            y = (memory * weight).sum()
+        assert packed.saved_packed == 0
+        assert torch.equal(torch.autograd.grad(y, weight)[0], memory)
+
+
 def test_a_storage_at_a_reused_address_is_never_taken_for_spikes():
     weight = normal(64, 2, seed=1).requires_grad_()
     addresses, storages, reused = set(), set(), [0, 0]
