@@ -127,6 +127,7 @@ def run(
         spikes, v_last, potential, _ = ops.integrate_forward(
             current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
         )
+    # Not in a compiled region: its code may reuse the spikes' memory unseen, and must not depend on a context.
     if eager and packing.active:
         packing.register(spikes)
     return spikes, v_last, potential
