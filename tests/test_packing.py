@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from packing_cases import WEIGHTS, B, C, Calls, H, Residual, T, compare, currents, network, normal
+from packing_cases import WEIGHTS, B, C, Calls, H, T, compare, currents, network, normal
 from packing_cases import nothing_left_behind as nothing_left_behind  # for every test here
 from torch import nn
 from torch.nn.functional import conv2d, max_pool2d
