@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "kernels.cuh"
+SOURCE = Path(__file__).resolve().parent.parent / "csrc"
 
 ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<architecture>\w+)'")
 FUNCTION = re.compile(r"Function properties for (?P<name>\w+)")
@@ -84,7 +84,8 @@ def parameters() -> list[str]:
     pattern = re.compile(r"template <([^<>]*)>\s*__global__[^{;]*?\b(\w+)_kernel\(")
     return [
         f"{name}<{', '.join(part.split()[-1] for part in given.split(','))}>"
-        for given, name in pattern.findall(KERNELS.read_text())
+        for file in sorted(SOURCE.glob("*.cuh"))
+        for given, name in pattern.findall(file.read_text())
     ]
 
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "api.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -213,6 +214,16 @@ void normalization_gradients(const Where& where, int dtype, i64 channels, double
     run(call, where, cpu::channel, cuda::channel);
 }
 
+void pack_bits(const Where& where, int dtype, i64 count, Address spikes, Address bits) {
+    const PackCall call{static_cast<DType>(dtype), count, pointer(spikes), pointer<unsigned char>(bits)};
+    run(call, where, cpu::pack_bits, cuda::pack_bits);
+}
+
+void unpack_bits(const Where& where, int dtype, i64 count, Address bits, Address spikes) {
+    const UnpackCall call{static_cast<DType>(dtype), count, pointer<unsigned char>(bits), pointer(spikes)};
+    run(call, where, cpu::unpack_bits, cuda::unpack_bits);
+}
+
 }  // namespace
 }  // namespace snnfast
 
@@ -240,6 +251,8 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     m.def("normalization_tables", &normalization_tables);
     m.def("normalization_gradients", &normalization_gradients);
     m.def("channel_sum_workspace", &cuda::channel_sum_workspace);
+    m.def("pack_bits", &pack_bits);
+    m.def("unpack_bits", &unpack_bits);
     m.def("use_openmp_of", &use_openmp_of);
     m.def("instruction_set", &cpu::instruction_set);
     m.def("use_instruction_set", &cpu::use_instruction_set);

@@ -1,6 +1,7 @@
 // The CUDA side of api.h: device guard, choice of dtype, launch, error check. Never synchronizes, so that a stream
 // may be captured into a CUDA graph.
 #include "launch.cuh"
+#include "packing.h"
 
 namespace snnfast {
 namespace cuda {
@@ -88,6 +89,16 @@ void moments(const MomentsCall& call, int device, void* stream) {
 void channel(const ChannelCall& call, int device, void* stream) {
     const DeviceGuard guard(device);
     with_storage(call.dtype, [&](auto launcher) { launcher.channel(call, stream); });
+}
+
+void pack_bits(const PackCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    launch_pack(call, stream);
+}
+
+void unpack_bits(const UnpackCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    launch_unpack(call, stream);
 }
 
 bool compiled() { return true; }

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "api.h"
+#include "packing.h"
 
 namespace snnfast {
 namespace cuda {
@@ -17,6 +18,8 @@ void channel_sum(const ChannelSumCall&, int, void*) { refuse(); }
 i64 channel_sum_workspace(i64, i64, i64, i64) { refuse(); }
 void moments(const MomentsCall&, int, void*) { refuse(); }
 void channel(const ChannelCall&, int, void*) { refuse(); }
+void pack_bits(const PackCall&, int, void*) { refuse(); }
+void unpack_bits(const UnpackCall&, int, void*) { refuse(); }
 bool compiled() { return false; }
 const char* toolkit() { return ""; }
 const char* architectures() { return ""; }

@@ -13,6 +13,8 @@ from ._version import __version__
 from .batch_norm import BatchNormIF, BatchNormLIF
 from .fuse import FuseReport, fuse
 from .layers import IF, LIF, OverTime, Readout
+from .memory import memory_report
+from .packing import pack_spikes
 
 __all__ = [
     "IF",
@@ -26,6 +28,8 @@ __all__ = [
     "build_info",
     "functional",
     "fuse",
+    "memory_report",
+    "pack_spikes",
     "reference",
     "surrogate",
 ]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from . import ops
+from . import ops, packing
 from ._backend import check_device
 from .dynamics import Dynamics, check_call
 
-__all__ = ["begin", "once_differentiable", "run"]
+__all__ = ["announce", "begin", "once_differentiable", "run"]
 
 
 class _Integrate(Function):
@@ -125,11 +125,22 @@ def run(
         or (threshold is not None and threshold.requires_grad)
         or (tau is not None and tau.requires_grad)
     ):
-        return _Integrate.apply(
+        spikes, v_last, potential = _Integrate.apply(
             current, v0, threshold, tau, dynamics, held_steps, time_dim, keep | ops.CHECKPOINTS
         )
-    threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
-    spikes, v_last, potential, _ = ops.integrate_forward(
-        current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
-    )
+    else:
+        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
+        spikes, v_last, potential, _ = ops.integrate_forward(
+            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
+        )
+    announce(spikes)
     return spikes, v_last, potential
+
+
+def announce(spikes: Tensor) -> None:
+    """Makes spikes known to an active pack_spikes context.
+
+    Not in a compiled region: its code may reuse the spikes' memory unseen, and must not depend on a context.
+    """
+    if not torch.compiler.is_compiling() and packing.active:
+        packing.register(spikes)

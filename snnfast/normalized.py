@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import ops
-from .autograd import begin, once_differentiable
+from .autograd import announce, begin, once_differentiable
 from .dynamics import DTYPES, Dynamics, number, state_dtype
 from .normalization_ops import (
     batch_norm_tables_op,
@@ -277,7 +277,9 @@ def run_normalized(
         else:
             moments = torch.stack([mean, variance]).double()
             tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-    return _NormalizedIntegrate.apply(
+    outputs = _NormalizedIntegrate.apply(
         current, residual, v0, threshold, tau, weight, bias, moments, tables, count, dynamics, norm, held_steps,
         time_dim, keep | ops.CHECKPOINTS * torch.is_grad_enabled(),
     )  # fmt: skip
+    announce(outputs[0])
+    return outputs

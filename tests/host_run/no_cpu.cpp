@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "api.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace snnfast {
@@ -11,6 +12,8 @@ void backward(const BackwardCall&, int) { throw std::logic_error("host run: no C
 void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void moments(const MomentsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void channel(const ChannelCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void pack_bits(const PackCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void unpack_bits(const UnpackCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 const char* instruction_set() { return "none"; }
 bool use_instruction_set(const char*) { return false; }
 }  // namespace cpu
