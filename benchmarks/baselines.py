@@ -21,6 +21,7 @@ from torch import Tensor
 import snnfast
 
 from . import peers
+from .batch_norm import BATCH_STATISTICS, with_batch_norm
 from .naive import NaiveIF, NaiveLIF
 from .neuron import ALL_DTYPES, Forward, Neuron, Unsupported
 
@@ -74,6 +75,10 @@ class Baseline:
             return f"has no {str(dtype).removeprefix('torch.')}"
         return self.missing()
 
+    def rounds_differently(self, neuron: Neuron) -> str:
+        """Why its spikes for this neuron may differ from ours, "" where they must not."""
+        return self.rounding or (BATCH_STATISTICS if neuron.kind.startswith("BatchNorm") else "")
+
     def own_dynamics(self, neuron: Neuron) -> Neuron:
         """The neuron that this implementation runs when asked for `neuron`: the same one where nothing differs."""
         asked = {"surrogate": neuron.surrogate, "detach_reset": neuron.detach_reset,
@@ -82,10 +87,23 @@ class Baseline:
         return replace(neuron, options={**neuron.options, **differing}) if differing else neuron
 
 
-# One line per kind of neuron: the fused layer and the plain loop. A batch-norm block is one more line.
-FUSED: dict[str, Callable[..., Forward]] = {"IF": lambda **o: snnfast.IF(**o), "LIF": lambda **o: snnfast.LIF(**o)}
-NAIVE: dict[str, Callable[..., Forward]] = {"IF": NaiveIF, "LIF": NaiveLIF}
-RELU: dict[str, Callable[[], Forward]] = {"IF": lambda: _relu, "LIF": lambda: _relu}
+# One line per kind of neuron: the fused layer and the plain loop.
+FUSED: dict[str, Callable[..., Forward]] = {
+    "IF": lambda **o: snnfast.IF(**o),
+    "LIF": lambda **o: snnfast.LIF(**o),
+    "BatchNormIF": lambda **o: snnfast.BatchNormIF(**o),
+}
+NAIVE: dict[str, Callable[..., Forward]] = {
+    "IF": NaiveIF,
+    "LIF": NaiveLIF,
+    "BatchNormIF": lambda **o: with_batch_norm(NaiveIF, **o),
+}
+UNFUSED: dict[str, Callable[..., Forward]] = {"BatchNormIF": lambda **o: with_batch_norm(snnfast.IF, **o)}
+RELU: dict[str, Callable[..., Forward]] = {
+    "IF": lambda **o: _relu,
+    "LIF": lambda **o: _relu,
+    "BatchNormIF": lambda **o: with_batch_norm(lambda **_: _relu, **o),
+}
 
 
 def _relu(current: Tensor, steps: int | None = None) -> Tensor:
@@ -94,14 +112,20 @@ def _relu(current: Tensor, steps: int | None = None) -> Tensor:
     return torch.relu(current)
 
 
-def _make_fused(neuron: Neuron, device: torch.device) -> Forward:
-    return FUSED[neuron.kind](**neuron.options)
+def _maker(kinds: Mapping[str, Callable[..., Forward]], what: str) -> Callable[[Neuron, torch.device], Forward]:
+    """Makes a side from a table of kinds, on the device."""
+
+    def make(neuron: Neuron, device: torch.device) -> Forward:
+        if neuron.kind not in kinds:
+            raise Unsupported(f"no {what} is written for {neuron.kind}")
+        side = kinds[neuron.kind](**neuron.options)
+        return side.to(device) if isinstance(side, torch.nn.Module) else side
+
+    return make
 
 
-def _make_naive(neuron: Neuron, device: torch.device) -> Forward:
-    if neuron.kind not in NAIVE:
-        raise Unsupported(f"no plain loop is written for {neuron.kind}")
-    return NAIVE[neuron.kind](**neuron.options)
+_make_naive = _maker(NAIVE, "plain loop")
+
 
 
 @functools.cache
@@ -119,16 +143,10 @@ def _make_compiled(neuron: Neuron, device: torch.device) -> Forward:
     return torch.compile(_make_naive(neuron, device), fullgraph=True, dynamic=False)
 
 
-def _make_relu(neuron: Neuron, device: torch.device) -> Forward:
-    if neuron.kind not in RELU:
-        raise Unsupported(f"no twin without spikes is written for {neuron.kind}")
-    return RELU[neuron.kind]()
-
-
 def _make_copy(neuron: Neuron, device: torch.device) -> Forward:
     written_out: list[Tensor] = []
 
-    def copy(current: Tensor, steps: int | None = None) -> Tensor:
+    def copy(current: Tensor, steps: int | None = None, residual: Tensor | None = None) -> Tensor:
         if steps is not None:  # a held current: the copy is of the size of the spikes, as everywhere
             if not written_out:
                 written_out.append(current.expand(steps, *current.shape).contiguous())
@@ -149,12 +167,15 @@ def _no_compiler() -> str | None:
 
 
 BASELINES: tuple[Baseline, ...] = (
-    Baseline(OURS, "snnfast", _make_fused),
+    Baseline(OURS, "snnfast", _maker(FUSED, "fused layer")),
     Baseline("naive", "naive loop", _make_naive),
     Baseline("compiled", "compiled loop", _make_compiled, missing=_no_compiler, slow_start=True,
              rounding="a compiler may contract or reorder arithmetic",
              note="the naive loop under torch.compile(fullgraph=True, dynamic=False), one compilation per T"),
-    Baseline("relu", "torch.relu", _make_relu, yardstick=True),
+    Baseline("unfused", "batch norm, snnfast.IF", _maker(UNFUSED, "pair of layers"),
+             note="torch's batch norm and the fused neuron, as two layers"),
+    Baseline("relu", "torch.relu", _maker(RELU, "twin without spikes"), yardstick=True,
+             note="behind torch's batch norm where the layer has one: the network's twin without spikes"),
     Baseline("copy", "copy", _make_copy, yardstick=True, forward_only=True,
              note="out of place, into a fresh tensor"),
     Baseline("matmul", "linear alone", _make_no_neuron, yardstick=True, note="the block without its neuron"),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snnfast import surrogate
 
+from .batch_norm import over_time
 from .neuron import Forward, Neuron
 
 CHECKPOINT_STEPS = 16
@@ -69,9 +70,14 @@ class Case:
 
     def bytes_moved(self) -> float | None:
         """Bytes that must cross the memory: the physical floor. None where it has no row."""
-        if self.block != "neuron":
+        if self.block not in ("neuron", "residual"):
             return None
         item = self.dtype.itemsize
+        if self.neuron.kind.startswith("BatchNorm"):
+            # statistics; normalize and fire; and backward sums, then the current's gradient. A residual is read three
+            # times and its gradient written.
+            moved = (3 if not self.training else 8) + (0 if self.block == "neuron" else 4 if self.training else 1)
+            return moved * item * self.elements
         state = 8 if self.dtype == torch.float64 else 4
         # a held current is read once, its gradient written once, for all steps
         currents = item / (1 if self.steps is None else self.steps)
@@ -94,8 +100,7 @@ class Case:
 
 
 # Blocks: what stands around the neuron. Each makes, for a case on a device, the parameters that all sides share and a
-# function that puts a side's neuron into place. A batch-norm block is a kind of neuron (baselines.py) and a case; a
-# convolution in front of it is one more entry here.
+# function that puts a side's neuron into place.
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,32 @@ def _no_parameters(case: Case, device: torch.device, generator: torch.Generator)
     return ()
 
 
+def _alone(neuron: Forward, parameters: Sequence[Tensor]) -> Forward:
+    return lambda x, steps=None: neuron(x) if steps is None else neuron(x, steps=steps)
+
+
 def _square_weight(case: Case, device: torch.device, generator: torch.Generator) -> Sequence[Tensor]:
     n = case.shape[-1]
     weight = torch.randn(n, n, generator=generator, device=device, dtype=case.dtype) / math.sqrt(n)
     return (weight.requires_grad_(case.training),)
+
+
+def _residual(case: Case, device: torch.device, generator: torch.Generator) -> Sequence[Tensor]:
+    current = torch.randn(case.shape, generator=generator, device=device).to(case.dtype)
+    return (current.requires_grad_(case.training),)
+
+
+def _kernel(case: Case, device: torch.device, generator: torch.Generator) -> Sequence[Tensor]:
+    c = case.shape[2]
+    weight = torch.randn(c, c, 3, 3, generator=generator, device=device) / math.sqrt(9 * c)
+    return (weight.to(case.dtype).requires_grad_(case.training),)
+
+
+def _after_convolution(neuron: Forward, parameters: Sequence[Tensor]) -> Forward:
+    def convolve(x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x, parameters[0], padding=1)
+
+    return lambda x, steps=None: neuron(over_time(convolve, x))
 
 
 def _after_linear(neuron: Forward, parameters: Sequence[Tensor]) -> Forward:
@@ -119,8 +146,10 @@ def _after_linear(neuron: Forward, parameters: Sequence[Tensor]) -> Forward:
 
 
 BLOCKS: dict[str, Block] = {
-    "neuron": Block(_no_parameters, lambda neuron, parameters: neuron),
+    "neuron": Block(_no_parameters, _alone),
     "linear": Block(_square_weight, _after_linear),
+    "residual": Block(_residual, lambda neuron, parameters: lambda x, steps=None: neuron(x, residual=parameters[0])),
+    "convolution": Block(_kernel, _after_convolution),
 }
 
 SHAPES = ((4, 32, 64, 16, 16), (10, 16, 64, 16, 16), (32, 8, 64, 16, 16))
@@ -193,6 +222,26 @@ def _variants() -> Iterable[Case]:
     yield Case("tiny-inference", "per call", (4, 2, 8), suites=ALL, seconds=0.3, training=False)
 
 
+def _batch_norm() -> Iterable[Case]:
+    sides = ("snnfast", "naive", "unfused", "relu", "copy")
+    everyone = (*sides, "compiled", *PEERS)
+    for shape, suites in ((SHAPES[1], BOTH), (SHAPES[0], FULL), (SHAPES[2], FULL)):
+        neuron = Neuron("BatchNormIF", {"num_features": shape[2]})
+        name, group = _short(shape), "batch norm + IF, training"
+        peers = ("spikingjelly", "spikingjelly-native", "spikingjelly-triton", "spikingjelly-torch")
+        yield Case(f"bn-{name}", group, shape, neuron=neuron, sides=(*sides, *peers), suites=suites, seconds=4.0)
+        yield Case(f"bn-residual-{name}", group, shape, neuron=neuron, sides=(*sides, *peers), suites=suites,
+                   block="residual", seconds=3.0, note="with a residual current, which gets a gradient too")
+        if shape == SHAPES[1]:
+            yield Case(f"bn-{name}-all", group, shape, neuron=neuron, sides=everyone, suites=FULL, seconds=20.0)
+            yield Case(f"bn-{name}-bfloat16", group, shape, dtype=torch.bfloat16, neuron=neuron, suites=FULL,
+                       sides=(*sides, *peers), seconds=4.0)
+    shape = (10, 4, 64, 16, 16)
+    yield Case("conv-bn", "convolution, batch norm, IF", shape, sides=(*sides, "spikingjelly"), block="convolution",
+               neuron=Neuron("BatchNormIF", {"num_features": 64}), seconds=3.0,
+               note="a 3x3 convolution of 64 channels in front")
+
+
 def _published() -> Iterable[Case]:
     """Linear(N, N) + LIF, batch 16, T = 500: a benchmark in circulation, run with the time axis first, equal dynamics
     and synchronized timing. "linear alone" shows how much of it is the matrix product."""
@@ -204,7 +253,8 @@ def _published() -> Iterable[Case]:
 
 
 def _all_cases() -> tuple[Case, ...]:
-    cases = tuple(case for make in (_headline, _over_time, _over_size, _variants, _published) for case in make())
+    makers = (_headline, _over_time, _over_size, _variants, _batch_norm, _published)
+    cases = tuple(case for make in makers for case in make())
     names = [case.name for case in cases]
     assert len(set(names)) == len(names), "two cases of one name"
     return cases

@@ -145,8 +145,8 @@ def measure(case: Case, device: torch.device, *, seconds: float | None = None,
                 record["first_call"] = time.perf_counter() - begin
             if not baseline.yardstick and baseline.name != OURS:
                 own = baseline.own_dynamics(case.neuron)
-                record |= compare(_oracle(workload, own, device), result, rounding=baseline.rounding,
-                                  dtype=case.dtype)
+                record |= compare(_oracle(workload, own, device), result, dtype=case.dtype,
+                                  rounding=baseline.rounds_differently(case.neuron))
                 if own != case.neuron:
                     record["own_dynamics"] = own.describe()
             del result

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from snnfast.surrogate import FastSigmoid
 
+from .batch_norm import BatchNormAnd
 from .neuron import Forward, Neuron, Unsupported
 
 
@@ -57,6 +58,9 @@ def _spikingjelly_overrides(neuron: Neuron) -> dict[str, Any]:
 
 
 def _spikingjelly(neuron: Neuron, device: torch.device) -> Forward:
+    if neuron.kind == "BatchNormIF":
+        options = {name: value for name, value in neuron.options.items() if name != "num_features"}
+        return BatchNormAnd(neuron.options["num_features"], _spikingjelly(Neuron("IF", options), device)).to(device)
     _only(neuron, "IF", "LIF")
     gamma = _fast_sigmoid(neuron).gamma
     from spikingjelly.activation_based import neuron as sj
@@ -86,7 +90,7 @@ def _spikingjelly_cuda(implementation: str) -> Callable[[Neuron, torch.device], 
     """
 
     def make(neuron: Neuron, device: torch.device) -> Forward:
-        _only(neuron, "IF")
+        _only(neuron, "IF", "BatchNormIF")
         plain = _spikingjelly(neuron, device)
         from spikingjelly._ops import if_
 
@@ -101,10 +105,10 @@ def _spikingjelly_cuda(implementation: str) -> Callable[[Neuron, torch.device], 
         if chosen != implementation:
             raise Unsupported(f"it selects {chosen!r} where {implementation!r} is asked for")
 
-        def forward(current: Tensor, steps: int | None = None) -> Tensor:
+        def forward(current: Tensor, **arguments: Any) -> Tensor:
             # the backward pass follows at once, within the same turn, and so finds the same selection
             selection._requested, selection._selections = implementation, selected
-            return plain(current, steps)
+            return plain(current, **arguments)
 
         return forward
 

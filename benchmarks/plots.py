@@ -10,7 +10,8 @@ from .measure import disturbed
 
 COLOURS = {"snnfast": "#0b6e4f", "naive": "#c8553d", "compiled": "#e0a030", "relu": "#6b7280",
            "spikingjelly": "#3b6fb6", "spikingjelly-native": "#1d3f72", "spikingjelly-triton": "#6f9bd1",
-           "spikingjelly-torch": "#a3bfe0", "snntorch": "#7b4fa3", "norse": "#b07aa1"}
+           "spikingjelly-torch": "#a3bfe0", "snntorch": "#7b4fa3", "norse": "#b07aa1", "unfused": "#e0a030",
+           "snnfast-packed": "#36b37e", "spikingjelly-memopt": "#a3bfe0"}
 
 Value = Callable[[dict[str, Any]], float | None]
 
@@ -57,21 +58,16 @@ def write(results: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
     from matplotlib import pyplot
 
     machine = results["environment"]
-    busy = ", while other processes used the cores" if any(map(disturbed, results["cases"])) else ""
-    written, empty = [], []
-    for name, group, x, x_label, y_label, value in PLOTS:
-        series = {key: found for key, found in _series(results["cases"], group, x, value).items() if found[1]}
-        if not any(len(points) > 1 for _, points in series.values()):
-            empty.append(name)
-            continue
+
+    def draw(name: str, series: dict[str, tuple[str, dict]], x: str, x_label: str, y_label: str, title: str) -> None:
         figure, axes = pyplot.subplots(figsize=(7.2, 4.5), layout="constrained")
         for key in COLOURS:
             if key not in series:
                 continue
-            title, points = series[key]
+            label, points = series[key]
             xs = sorted(points)
-            ours = key == "snnfast"
-            axes.plot(xs, [points[at] for at in xs], marker="o", label=title, color=COLOURS[key],
+            ours = key.startswith("snnfast")
+            axes.plot(xs, [points[at] for at in xs], marker="o", label=label, color=COLOURS[key],
                       markersize=5 if ours else 4, linewidth=2.4 if ours else 1.4, zorder=3 if ours else 2)
         axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axes.set_xscale("log", base=2)
@@ -81,9 +77,23 @@ def write(results: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
         axes.grid(True, which="major", color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-        axes.set_title(f"IF layer on {machine['device_name']}, torch {machine['versions']['torch']}{busy}", fontsize=10,
-                       loc="left")
+        axes.set_title(title, fontsize=10, loc="left")
         figure.savefig(folder / name, dpi=150)
         pyplot.close(figure)
         written.append(folder / name)
+
+    busy = ", while other processes used the cores" if any(map(disturbed, results["cases"])) else ""
+    written, empty = [], []
+    for name, group, x, x_label, y_label, value in PLOTS:
+        series = {key: found for key, found in _series(results["cases"], group, x, value).items() if found[1]}
+        if not any(len(points) > 1 for _, points in series.values()):
+            empty.append(name)
+            continue
+        draw(name, series, x, x_label, y_label,
+             f"IF layer on {machine['device_name']}, torch {machine['versions']['torch']}{busy}")
+    if found := results.get("memory"):
+        kept = {key: (side["title"], dict(zip(found["steps"], side["per_neuron_and_step"], strict=True)))
+                for key, side in found["sides"].items() if "skipped" not in side}
+        draw("block-memory-over-T.png", kept, "time_steps", "time steps T", "kept, bytes per neuron and step",
+             "A conv-BN-IF block in float32: kept for backward, weights not counted")
     return written, f"no {', '.join(empty)}: the cases chosen do not vary that" if empty else ""

@@ -113,6 +113,25 @@ def _tables(cases: Sequence[dict[str, Any]]) -> Iterable[str]:
                 yield f"    ({case['note']})"
 
 
+def _memory(found: dict[str, Any] | None) -> Iterable[str]:
+    """What a conv-BN-IF block keeps, a row a side."""
+    if not found:
+        return
+    yield ""
+    yield "bytes per neuron and step that a conv-BN-IF block keeps for backward, float32, weights not counted"
+    sides = found["sides"].values()
+    rows = [("T", *map(str, found["steps"]))]
+    rows += [(side["title"], *(f"{value:.3g}" for value in side["per_neuron_and_step"])) for side in sides
+             if "skipped" not in side]
+    lines = aligned(rows)
+    yield lines[0]
+    yield "-" * len(lines[0])
+    yield from lines[1:]
+    for side in sides:
+        if "skipped" in side:
+            yield f"  {side['title']}: {side['skipped']}"
+
+
 def _skipped(cases: Sequence[dict[str, Any]]) -> Iterable[str]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for case in cases:
@@ -137,7 +156,7 @@ def text(results: dict[str, Any]) -> str:
              f"torch {versions['torch']}",
              f"{machine['allocator']['remark']}; load {load}; best median of {results['processes']} "
              f"process{'es' if results['processes'] > 1 else ''}; commit {machine['commit'] or 'unknown'}",
-             *_tables(cases), "", MEANING, *_skipped(cases)]
+             *_tables(cases), *_memory(results.get("memory")), "", MEANING, *_skipped(cases)]
     if any(map(disturbed, cases)):
         lines += ["", DISTURBED]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import environment, plots, report
+from . import environment, memory, plots, report
 from .baselines import OURS
 from .cases import Case, select
 from .measure import disturbed, measure
@@ -54,6 +54,11 @@ def _suite(arguments: argparse.Namespace) -> str:
     return "full" if arguments.full else "quick" if arguments.quick else "default"
 
 
+def _with_memory(arguments: argparse.Namespace) -> bool:
+    """Whether to count what blocks keep too: with a whole suite, not with single cases."""
+    return not arguments.case and not arguments.quick
+
+
 def _devices(asked: str | None) -> list[str]:
     """The devices to measure; UsageError for one that is not there."""
     usable = torch.cuda.is_available() and torch.version.cuda is not None
@@ -81,7 +86,7 @@ def _folder(out: Path | None, device: str, several: bool) -> Path:
     return folder
 
 
-def _measure_here(cases: Sequence[Case], device: str, suite: str) -> dict[str, Any]:
+def _measure_here(cases: Sequence[Case], device: str, suite: str, with_memory: bool) -> dict[str, Any]:
     """Measures in this process; cases on which snnfast fails are listed under "failed"."""
     where = torch.device(device)
     results: dict[str, Any] = {"environment": environment.describe(where), "cases": [], "failed": {}}
@@ -99,6 +104,8 @@ def _measure_here(cases: Sequence[Case], device: str, suite: str) -> dict[str, A
             continue
         results["cases"].append(measured)
         print(report.progress(measured), file=sys.stderr, flush=True)
+    if with_memory:
+        results["memory"] = memory.measure()
     results["environment"]["load_average_after"] = list(os.getloadavg())
     return results
 
@@ -142,7 +149,7 @@ def _run_device(arguments: argparse.Namespace, cases: Sequence[Case], device: st
     """Measures one device, prints and writes; whether all went well."""
     preloaded = None if arguments.no_preload else environment.preloading(dict(os.environ))
     if arguments.processes == 1 and preloaded is None:
-        runs = [_measure_here(cases, device, _suite(arguments))]
+        runs = [_measure_here(cases, device, _suite(arguments), _with_memory(arguments))]
     else:
         runs = [_measure_in_child(arguments, device, preloaded or dict(os.environ))
                 for _ in range(arguments.processes)]
@@ -181,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not chosen[device]:
                 raise UsageError(f"no case of {', '.join(arguments.case)} runs on {device}")
         if arguments.worker is not None:
-            results = _measure_here(chosen[devices[0]], devices[0], suite)
+            results = _measure_here(chosen[devices[0]], devices[0], suite, _with_memory(arguments))
             arguments.worker.write_text(json.dumps(results, default=str))
             return 0
         folders = {device: _folder(arguments.out, device, len(devices) > 1) for device in devices}

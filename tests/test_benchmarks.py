@@ -9,7 +9,7 @@ import torch
 
 import snnfast
 from snnfast import benchmarks, surrogate
-from snnfast.benchmarks import baselines, cases, measure, report, run, timing
+from snnfast.benchmarks import baselines, cases, measure, memory, report, run, timing
 from snnfast.benchmarks.baselines import Baseline, NaiveIF, NaiveLIF, Neuron
 
 CPU = torch.device("cpu")
@@ -258,3 +258,20 @@ def test_installed_peers_compute_the_same(name, neuron):
         assert not side["skipped"].startswith("failed"), side["skipped"]
         pytest.skip(side["skipped"])
     assert side["agrees"], side["remark"]
+
+
+def test_a_convolution_batch_norm_if_block_keeps_its_current_and_one_bit_per_spike():
+    sides = memory.measure(steps=(4, 16))["sides"]
+    assert all(value <= 4.2 for value in sides["snnfast-packed"]["per_neuron_and_step"])
+    assert all(value <= 8.1 for value in sides["snnfast"]["per_neuron_and_step"])
+    for less, more in (("snnfast", "unfused"), ("unfused", "naive")):
+        assert sides[more]["per_neuron_and_step"] > sides[less]["per_neuron_and_step"]
+
+
+@pytest.mark.parametrize("block", ["neuron", "residual", "convolution"])
+def test_a_batch_norm_block_agrees_with_torchs_batch_norm_and_the_loop(block):
+    workload = case(shape=(4, 2, 6, 5, 5), neuron=Neuron("BatchNormIF", {"num_features": 6}), block=block,
+                    sides=("snnfast", "naive", "unfused", "relu"))
+    sides = measure.measure(workload, CPU, seconds=0.0)["sides"]
+    assert sides["naive"]["agrees"] and sides["unfused"]["agrees"], (sides["naive"], sides["unfused"])
+    assert sides["naive"]["gradient_error"] is not None and "time" in sides["relu"]
