@@ -1,6 +1,6 @@
 // Packing spikes to bits: the kernels' launches, for every size of element.
-#include "launch.cuh"
-#include "packing.cuh"
+#include "../launch.cuh"
+#include "../packing.cuh"
 
 namespace snnfast {
 namespace cuda {
