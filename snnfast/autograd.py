@@ -59,6 +59,11 @@ class _Integrate(Function):
 def once_differentiable(name: str, compute: Callable[..., Any], tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
     """``compute(*tensors)``, whose results are gradients. Under create_graph=True they must not pass for constants."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if ops.any_batched(tensors):  # vmap would lose the refusal below
+            raise NotImplementedError(
+                f"{name} has no second derivative: it was asked for gradients of batched gradients "
+                "(create_graph=True with is_grads_batched=True, vectorize=True or vmap)"
+            )
         return _OnceDifferentiable.apply(name, compute, *tensors)
     return compute(*tensors)
 

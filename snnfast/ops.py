@@ -9,6 +9,7 @@ per call than ``custom_op``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -456,13 +457,24 @@ for name, implementation in implementations.items():
     implement(name, implementation)
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def any_batched(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a tensor stands for a batch of them: torch.func.vmap's, or that of autograd.grad(is_grads_batched=True)."""
+    for t in tensors:  # noqa: SIM110 (a generator costs as much as all the questions)
+        if t is not None and (is_legacy_batched(t) or is_functorch_wrapped(t)):
+            return True
+    return False
 
 
 def op(name: str, position: int) -> Any:
-    """The op of that name as a function; argument number ``position`` is the current.
+    """The op of that name as a function; argument number ``position`` is the current, and gradients come before it.
 
-    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass), an op is called as the
-    Python function that it is: the way through the dispatcher and back costs more than all else in a small layer.
+    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass, no batched gradient), an
+    op is called as the Python function that it is: the way through the dispatcher and back costs more than all else in
+    a small layer.
     """
     dispatched = getattr(torch.ops.snnfast, name).default
     implementation = implementations[name]
@@ -474,6 +486,7 @@ def op(name: str, position: int) -> Any:
             and type(current) in PLAIN_TENSORS
             and (current.is_cpu or current.is_cuda)
             and torch._C._len_torch_dispatch_stack() == 0
+            and (position == 0 or not any_batched(arguments[:position]))
         ):
             return implementation(*arguments)
         return dispatched(*arguments)
