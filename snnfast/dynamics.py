@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .surrogate import FastSigmoid, Surrogate
+from .surrogate import SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -31,13 +31,13 @@ class Dynamics:
     tau: float
     reset_value: float
     flags: int
-    surrogate: Any  # a Surrogate; in sf.reference also any callable
+    surrogate: Any  # one of the seven shapes; in sf.reference also any callable
     # What every op takes: threshold, tau, reset value, flags, shape, gamma, beta.
     numbers: tuple[float, float, float, int, int, float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         s = self.surrogate
-        shape = (s.code, s.gamma, s.beta) if isinstance(s, Surrogate) else (-1, 0.0, 0.0)
+        shape = (s.code, s.gamma, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
         object.__setattr__(self, "numbers", (self.threshold, self.tau, self.reset_value, self.flags, *shape))
 
     @property
@@ -98,14 +98,19 @@ def check_tau(value: float | Tensor) -> float:
     return tau
 
 
+def is_shape(value: object) -> bool:
+    """Whether the kernels know a surrogate. They do not know subclasses, whose derivative may be any."""
+    return SHAPES.get(type(value).__name__) is type(value)
+
+
 def check_surrogate(value: object, *, custom: bool, name: str) -> Surrogate | Callable[[Tensor], Tensor]:
     if value is None:
         return FastSigmoid()
-    if isinstance(value, Surrogate) and type(value) is not Surrogate:
+    if is_shape(value):
         return value
     if isinstance(value, type) and issubclass(value, Surrogate):
         raise TypeError(f"surrogate must be an instance, got the class {value.__name__}: write {value.__name__}()")
-    if callable(value):
+    if callable(value) or (isinstance(value, Surrogate) and type(value).derivative is not Surrogate.derivative):
         if custom:
             return value
         what = getattr(value, "__name__", type(value).__name__)

@@ -32,6 +32,8 @@ __all__ = [
 class Surrogate:
     """Base of the seven shapes. Compare, hash and replace them like any frozen dataclass.
 
+    A subclass of your own, which overrides ``derivative``, runs in ``snnfast.reference`` only, as any callable does.
+
     Args:
         gamma: sharpness, in units of one over potential; finite and >= 0.
         beta: height of the derivative at the threshold; finite and >= 0.
@@ -138,3 +140,10 @@ class Gaussian(Surrogate):
 
     def derivative(self, d: Tensor) -> Tensor:
         return self.beta * torch.exp(-((self.gamma * d) ** 2))
+
+
+SHAPES: dict[str, type[Surrogate]] = {
+    shape.__name__: shape
+    for shape in (FastSigmoid, Triangle, Exponential, Rectangle, Arctangent, Sigmoid, Gaussian)
+}
+"""What the compiled kernels know. A subclass of one of these is another shape, which they do not know."""

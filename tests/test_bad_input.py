@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -176,6 +177,32 @@ def test_a_custom_surrogate_runs_in_the_reference_only():
         sf.reference.integrate_and_fire(x, surrogate=sf.surrogate.Exponential(gamma=1, beta=1))[0].sum(), x
     )
     assert torch.equal(x.grad, wanted[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steep(sf.surrogate.FastSigmoid):
+    def derivative(self, d):
+        return 2 * super().derivative(d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(sf.surrogate.Surrogate):
+    def derivative(self, d):
+        return self.beta * torch.exp(-self.gamma * d.abs())
+
+
+@pytest.mark.parametrize("own", [Steep(), Own(gamma=2.0)], ids=["of a shape", "of the base"])
+def test_a_subclassed_surrogate_runs_in_the_reference_only(own):
+    layer = sf.IF()
+    for make in (lambda **o: IF(X, **o), sf.IF, sf.LIF, lambda **o: sf.BatchNormIF(3, **o),
+                 lambda surrogate: setattr(layer, "surrogate", surrogate)):  # fmt: skip
+        with refused(TypeError, "surrogate", type(own).__name__, "snnfast.surrogate", "snnfast.reference"):
+            make(surrogate=own)
+    x = torch.randn(4, 7, requires_grad=True)
+    sf.reference.integrate_and_fire(x, surrogate=own)[0].sum().backward()
+    wanted = torch.autograd.grad(sf.reference.integrate_and_fire(x, surrogate=own.derivative)[0].sum(), x)
+    assert torch.equal(x.grad, wanted[0])
+    assert not torch.equal(x.grad, torch.autograd.grad(sf.reference.integrate_and_fire(x)[0].sum(), x)[0])
 
 
 @pytest.mark.parametrize("make", [lambda **o: LIF(X, **o), sf.LIF], ids=["functional", "LIF"])
