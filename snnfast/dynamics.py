@@ -98,6 +98,13 @@ def check_tau(value: float | Tensor) -> float:
     return tau
 
 
+def given_tau(value: float | Tensor | None) -> float | Tensor:
+    """The tau of neurons that leak. :func:`make_dynamics` would take None for neurons that do not."""
+    if value is None:
+        raise TypeError("tau must be a number or a tensor, got NoneType")
+    return value
+
+
 def is_shape(value: object) -> bool:
     """Whether the kernels know a surrogate. They do not know subclasses, whose derivative may be any."""
     return SHAPES.get(type(value).__name__) is type(value)

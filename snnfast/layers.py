@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, ops
-from .dynamics import Dynamics, flag, make_dynamics, number
+from .dynamics import Dynamics, flag, given_tau, make_dynamics, number
 from .surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
@@ -26,6 +26,7 @@ class _Neuron(nn.Module):
     """
 
     _dynamics: Dynamics
+    _leak_options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -56,7 +57,11 @@ class _Neuron(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_dynamics" in self.__dict__:
-            if name in (*_OPTIONS, "tau", "decay_input") or (name == "threshold" and not isinstance(value, Tensor)):
+            if (
+                name in _OPTIONS
+                or name in self._leak_options
+                or (name == "threshold" and not isinstance(value, Tensor))
+            ):
                 options = {**self._options(), name: value}
                 if options["delay"] and self.carry_state:
                     raise ValueError("delay=True cannot be used with carry_state=True")
@@ -64,6 +69,8 @@ class _Neuron(nn.Module):
                 super().__setattr__("_dynamics", checked)
                 if name == "surrogate":
                     value = checked.surrogate
+            elif name in ("tau", "decay_input"):
+                raise TypeError(f"{name}: {type(self).__name__} has no leak; LIF has one")
             elif name in ("time_dim", "carry_state"):
                 raise AttributeError(f"{name} is fixed when the layer is made")
         super().__setattr__(name, value)
@@ -244,6 +251,8 @@ class LIF(_Neuron):
     :func:`snnfast.functional.leaky_integrate_and_fire`.
     """
 
+    _leak_options = ("tau", "decay_input")
+
     def __init__(
         self,
         tau: float | Tensor = 2.0,
@@ -262,8 +271,9 @@ class LIF(_Neuron):
         learn_threshold: bool = False,
     ) -> None:
         super().__init__(
-            threshold, tau, decay_input, learn_threshold, time_dim, carry_state, reset=reset, reset_value=reset_value,
-            surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
+            threshold, given_tau(tau), decay_input, learn_threshold, time_dim, carry_state, reset=reset,
+            reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal,
+            delay=delay,
         )  # fmt: skip
         nn.Module.__setattr__(self, "decay_input", decay_input)
         if flag("learn_tau", learn_tau):
@@ -283,6 +293,8 @@ class LIF(_Neuron):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "tau":
+            value = given_tau(value)
         if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
             with torch.no_grad():
                 make_dynamics("LIF", tau=value)

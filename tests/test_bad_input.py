@@ -217,6 +217,30 @@ def test_time_constants_of_one_step_or_less(make):
         make(decay_input=1)
 
 
+def test_no_time_constant_is_not_taken_for_no_leak():
+    for make in (lambda: LIF(X, tau=None), lambda: sf.reference.leaky_integrate_and_fire(X, tau=None),
+                 lambda: sf.LIF(None), lambda: sf.LIF(None, learn_tau=True),
+                 lambda: sf.BatchNormLIF(3, tau=None)):  # fmt: skip
+        with refused(TypeError, "tau", "number or a tensor", "NoneType"):
+            make()
+    for layer in (sf.LIF(3.0), sf.LIF(3.0, learn_tau=True), sf.LIF(torch.tensor(3.0)), sf.BatchNormLIF(3)):
+        before = repr(layer)
+        with refused(TypeError, "tau", "number or a tensor", "NoneType"):
+            layer.tau = None
+        assert repr(layer) == before
+
+
+@pytest.mark.parametrize("make", [sf.IF, lambda: sf.BatchNormIF(3)], ids=["IF", "BatchNormIF"])
+def test_a_layer_without_leak_takes_no_time_constant(make):
+    layer = make()
+    for name, value in (("tau", 3.0), ("tau", None), ("tau", torch.tensor(3.0)), ("decay_input", True)):
+        with refused(TypeError, name, "IF has no leak"):
+            setattr(layer, name, value)
+        assert not hasattr(layer, name)
+    layer.threshold = 0.5
+    assert not layer._dynamics.leaky
+
+
 @pytest.mark.parametrize("tau", [1.0, 0.5, math.nan])
 def test_a_learned_time_constant_starts_above_one_step(tau):
     with refused(ValueError, "tau", "greater than 1", str(tau)):
