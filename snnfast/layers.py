@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, ops
-from .dynamics import Dynamics, flag, given_tau, make_dynamics, number
+from .dynamics import DTYPES, Dynamics, flag, given_tau, make_dynamics, number
 from .surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
@@ -183,6 +183,35 @@ def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -
         nn.Module.__setattr__(layer, name, number(name, value))
 
 
+# The logits between which a learned tau neither rounds to 1 nor overflows. Its gradient is 0 beyond.
+LOGITS = {
+    dtype: (-math.log(torch.finfo(dtype).max / 2), -math.log(torch.finfo(dtype).eps)) for dtype in DTYPES
+}
+
+
+def logit_of(tau: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """The parameter that stands for a learned tau, -log(tau - 1); ValueError where the dtype cannot hold it.
+
+    A tensor's values are read where that waits for no device.
+    """
+    least, most = LOGITS[dtype]
+    if isinstance(tau, Tensor):
+        logit = -torch.log(tau.detach().double() - 1)
+        readable = type(tau) in (Tensor, nn.Parameter) and tau.is_cpu
+        fits = not readable or bool(((logit >= least) & (logit <= most)).all())
+    else:
+        value = -math.log(tau - 1)
+        logit = torch.tensor(value, dtype=torch.float64)
+        fits = least <= value <= most
+    if not fits:
+        limits = torch.finfo(dtype)
+        raise ValueError(
+            f"tau must be at least 1 + {limits.eps:.3g} and at most {limits.max / 2:.3g} to be learned in {dtype}, "
+            f"got {tau}"
+        )
+    return logit.to(dtype)
+
+
 def show_table(value: float | Tensor) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
@@ -277,8 +306,7 @@ class LIF(_Neuron):
         )  # fmt: skip
         nn.Module.__setattr__(self, "decay_input", decay_input)
         if flag("learn_tau", learn_tau):
-            start = torch.as_tensor(tau, dtype=torch.get_default_dtype()).detach()
-            self.register_parameter("tau_logit", nn.Parameter(-torch.log(start - 1)))
+            self.register_parameter("tau_logit", nn.Parameter(logit_of(tau, torch.get_default_dtype())))
             # From here on the dynamics take tau as a tensor.
             nn.Module.__setattr__(self, "_dynamics", replace(self._dynamics, tau=0.0))
         else:
@@ -287,9 +315,7 @@ class LIF(_Neuron):
     def __getattr__(self, name: str) -> Any:
         # `tau` of a layer that learns it is not stored; of the others it is an attribute or a buffer.
         if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
-            # Beyond this range tau would round to 1 or overflow; its gradient is 0 there.
-            limit = -math.log(torch.finfo(self.tau_logit.dtype).eps)
-            return 1 + torch.exp(-self.tau_logit.clamp(-limit, limit))
+            return 1 + torch.exp(-self.tau_logit.clamp(*LOGITS[self.tau_logit.dtype]))
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -298,7 +324,10 @@ class LIF(_Neuron):
         if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
             with torch.no_grad():
                 make_dynamics("LIF", tau=value)
-                self.tau_logit.copy_(-torch.log(torch.as_tensor(value, dtype=self.tau_logit.dtype) - 1))
+                logit, shape = logit_of(value, self.tau_logit.dtype), list(self.tau_logit.shape)
+                if logit.dim() and list(logit.shape) != shape:
+                    raise ValueError(f"tau must be a number or have the shape {shape}, got {list(logit.shape)}")
+                self.tau_logit.copy_(logit)
             return
         super().__setattr__(name, value)
 

@@ -217,6 +217,19 @@ def test_time_constants_of_one_step_or_less(make):
         make(decay_input=1)
 
 
+@pytest.mark.parametrize("tau", [math.inf, 1 + 1e-9, 1e39])
+def test_a_learned_time_constant_is_one_that_its_dtype_can_hold(tau):
+    layer = sf.LIF(2.0, learn_tau=True)
+    for value in (tau, torch.tensor([2.0, tau], dtype=torch.float64)):
+        with refused(ValueError, "tau", "at least 1 + 1.19e-07", "at most 1.7e+38", "torch.float32", "got "):
+            sf.LIF(value, learn_tau=True)
+        with refused(ValueError, "tau", "at least 1 + 1.19e-07", "at most 1.7e+38", "torch.float32", "got "):
+            layer.tau = value
+    with refused(ValueError, "tau", "shape []", "[2]"):
+        layer.tau = torch.tensor([2.0, 3.0])
+    assert layer.tau.item() == 2.0
+
+
 def test_no_time_constant_is_not_taken_for_no_leak():
     for make in (lambda: LIF(X, tau=None), lambda: sf.reference.leaky_integrate_and_fire(X, tau=None),
                  lambda: sf.LIF(None), lambda: sf.LIF(None, learn_tau=True),
