@@ -96,12 +96,14 @@ class Tables:
         if threshold is not None:
             tables[0] = threshold.to(dtype)
         if tau is not None:
-            inverse = tau.double().reciprocal()
+            wide = tau.double()
+            inverse = wide.reciprocal()
             tables[1] = (1 - inverse).to(dtype)
             if flags & INPUT_DECAYS:
                 tables[2] = inverse.to(dtype)
             if reset_value and not flags & SOFT:
-                tables[3] = (reset_value * inverse).to(dtype)
+                # A number divided by a tensor would be the number times its reciprocal, rounded twice.
+                tables[3] = (torch.full_like(wide, reset_value) / wide).to(dtype)
         # A single value stands for all channels; the others then set their number.
         self.channels = max((t.numel() for t in tables if t is not None), default=1)
         self.kept = tables

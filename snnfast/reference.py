@@ -92,11 +92,12 @@ def loop(
     rest = 0.0 if dynamics.soft else dynamics.reset_value
     leak = gain = drive = None
     if tau is not None:
-        # λ, κ, ρ: in float64, rounded once.
-        inverse = 1.0 / torch.as_tensor(tau, dtype=torch.float64, device=device)
+        # λ, κ, ρ: in float64, rounded once. (A number divided by a tensor is a product in torch, rounded twice.)
+        wide = torch.as_tensor(tau, dtype=torch.float64, device=device)
+        inverse = 1.0 / wide
         leak = (1.0 - inverse).to(state)
         gain = inverse.to(state) if dynamics.input_decays else None
-        drive = (rest * inverse).to(state) if rest else None
+        drive = (torch.full_like(wide, rest) / wide).to(state) if rest else None
     derivative = getattr(dynamics.surrogate, "derivative", dynamics.surrogate)
     after = torch.full((), dynamics.reset_value, dtype=state, device=device)
 
