@@ -105,7 +105,8 @@ class Tables:
                 # A number divided by a tensor would be the number times its reciprocal, rounded twice.
                 tables[3] = (torch.full_like(wide, reset_value) / wide).to(dtype)
         # A single value stands for all channels; the others then set their number.
-        self.channels = max((t.numel() for t in tables if t is not None), default=1)
+        lengths = [t.numel() for t in tables if t is not None]
+        self.channels = max(lengths) if all(lengths) else 0
         self.kept = tables
         self.spread(self.channels)
 
