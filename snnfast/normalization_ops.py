@@ -36,6 +36,8 @@ def channels_of(current: Tensor, held: bool) -> int:
 def batch_moments(current: Tensor, steps: int, time_dim: int) -> Tensor:
     channels = channels_of(current, steps > 0)
     state, device = state_dtype(current.dtype), current.device
+    if current.numel() == 0:  # no values have no moments: the kernels must not look for a first one
+        return torch.zeros(2, channels, dtype=torch.float64, device=device)
     p = plan(current.shape, current.stride(), steps, time_dim, channels)
     x = as_current(current, p, steps > 0, p.copy_current)
     moments = torch.empty(2, channels, dtype=torch.float64, device=device)
@@ -58,6 +60,8 @@ def normalization_tables(
 ) -> Tensor:
     channels = moments.shape[1]
     tables = torch.empty(3, channels, dtype=dtype, device=moments.device)
+    if channels == 0:
+        return tables
     weight, bias = in_float64(weight), in_float64(bias)
     target, where = _backend.target(moments)
     target.normalization_tables(
@@ -73,6 +77,8 @@ def normalization_gradients(
     channels = moments.shape[1]
     gradient_tables = torch.empty(2, channels, dtype=tables.dtype, device=tables.device)
     grad_parameters = torch.empty(2, channels, dtype=torch.float64, device=tables.device)
+    if channels == 0:
+        return gradient_tables, grad_parameters
     target, where = _backend.target(moments)
     target.normalization_gradients(
         where, DTYPE_CODES[tables.dtype], channels, eps, float(count), sums.data_ptr(), moments.data_ptr(),

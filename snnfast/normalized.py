@@ -146,7 +146,7 @@ def through_statistics(
     with nn.SyncBatchNorm: DistributedDataParallel averages parameters' gradients itself).
     """
     if count is None:
-        return normalization_gradients(sums, moments, tables, norm.eps, current.numel() // moments.shape[1])
+        return normalization_gradients(sums, moments, tables, norm.eps, current.numel() // max(moments.shape[1], 1))
     _, grad_parameters = normalization_gradients(sums, moments, tables, norm.eps, 1)
     shared = sums.clone()
     torch.distributed.all_reduce(shared, group=norm.process_group)
@@ -246,7 +246,7 @@ def run_normalized(
     count = None
     with torch.no_grad():
         if norm.batch:
-            number = current.numel() // normalization_ops.channels_of(current, steps is not None)
+            number = current.numel() // max(normalization_ops.channels_of(current, steps is not None), 1)
             alone = norm.process_group is None or torch.distributed.get_world_size(norm.process_group) == 1
             if alone and number == 1:
                 raise ValueError(
@@ -255,7 +255,7 @@ def run_normalized(
             moments = batch_moments(current.detach(), held_steps, time_dim)
             if not alone:
                 moments, count = moments_of_all(moments, number, norm.process_group)
-            if running is not None and momentum is not None:
+            if running is not None and momentum is not None and (number or count is not None):
                 total = number if count is None else count
                 mean.lerp_(moments[0].to(mean.dtype), momentum)
                 variance.lerp_((moments[1] * (total / (total - 1))).to(variance.dtype), momentum)
