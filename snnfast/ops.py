@@ -465,7 +465,7 @@ is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def any_batched(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a tensor stands for a batch of them: torch.func.vmap's, or that of autograd.grad(is_grads_batched=True)."""
+    """Whether a tensor stands for a batch of them: of torch.func.vmap, or of autograd.grad(is_grads_batched=True)."""
     for t in tensors:  # noqa: SIM110 (a generator costs as much as all the questions)
         if t is not None and (is_legacy_batched(t) or is_functorch_wrapped(t)):
             return True

@@ -331,10 +331,10 @@ def test_batched_gradients_are_those_of_one_after_the_other(make):
 @pytest.mark.parametrize("make", [sf.IF, sf.LIF, lambda: sf.BatchNormIF(4)], ids=["IF", "LIF", "BatchNormIF"])
 def test_a_second_derivative_of_batched_gradients_is_refused(make):
     x, layer = normal(5, 3, 4).requires_grad_(), make().double()
-    with pytest.raises(NotImplementedError, match="IF has no second derivative.*batched"):
+    with pytest.raises(NotImplementedError, match=r"IF has no second derivative.*batched"):
         torch.autograd.functional.jacobian(lambda x: layer(x).sum((0, 1)), x, create_graph=True, vectorize=True)
     spikes = layer(x)
-    with pytest.raises(NotImplementedError, match="IF has no second derivative.*batched"):
+    with pytest.raises(NotImplementedError, match=r"IF has no second derivative.*batched"):
         torch.func.vmap(lambda g: torch.autograd.grad(spikes, x, g, create_graph=True)[0])(normal(2, 5, 3, 4))
 
 

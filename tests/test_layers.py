@@ -147,8 +147,8 @@ def test_an_extreme_time_constant_gives_finite_results(logit):
 
 @pytest.mark.parametrize(
     ("tau", "dtype"),
-    [(200.0, torch.bfloat16), (2000.0, torch.float16), (3e4, torch.float16), (1e8, torch.float32), (1e30, torch.float32),
-     (1 + 1e-6, torch.float32), (1 + 1e-12, torch.float64), (1e300, torch.float64)],
+    [(200.0, torch.bfloat16), (2000.0, torch.float16), (3e4, torch.float16), (1e8, torch.float32),
+     (1e30, torch.float32), (1 + 1e-6, torch.float32), (1 + 1e-12, torch.float64), (1e300, torch.float64)],
 )  # fmt: skip
 def test_a_learned_tau_of_any_size_is_kept_and_learns(tau, dtype):
     before = torch.get_default_dtype()
