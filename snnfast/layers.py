@@ -104,6 +104,15 @@ class _Neuron(nn.Module):
         if not self.carry_state:
             return self._run(current, None, threshold, tau, 0, *arguments)[0]
         v0 = self._state
+        if not torch.compiler.is_compiling():
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    f"{type(self).__name__} with carry_state=True was called during a backward pass, as activation "
+                    "checkpointing does to compute again: it would start from the state that the first call left. Use "
+                    "the functional form there, with v0 as an argument and v_last as a result"
+                )
+            if v0 is not None and v0.is_inference() and not torch.is_inference_mode_enabled():
+                v0 = v0.clone()  # backward may not keep an inference tensor
         if v0 is not None and isinstance(current, Tensor):
             v0 = v0.to(current.device)
         spikes, v_last, _ = self._run(current, v0, threshold, tau, ops.LAST, *arguments)
@@ -237,7 +246,8 @@ class IF(_Neuron):
         time_dim: the time dimension of inputs and outputs, 0 or 1.
         carry_state: start each call from the last potential of the call before. See :meth:`reset_state` and
             :meth:`detach_state`. A batch of another shape is a ValueError until the state is reset; the state follows
-            the current to another device and dtype.
+            the current to another device and dtype. Under activation checkpointing, which calls a layer once more
+            during backward, it is a RuntimeError: use the functional form there, whose v0 is an argument.
         learn_threshold: make the threshold a parameter.
 
     Checkpoints keep gamma and beta, in the state dict's metadata (as torch.save stores it; a plain ``dict(...)`` copy
