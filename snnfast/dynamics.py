@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import number
 from .surrogate import SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
@@ -37,7 +38,7 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         s = self.surrogate
-        shape = (s.code, s.gamma, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
+        shape = (s.code, s.sharpness, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
         object.__setattr__(self, "numbers", (self.threshold, self.tau, self.reset_value, self.flags, *shape))
 
     @property
@@ -65,13 +66,6 @@ class Dynamics:
         return bool(self.flags & INPUT_DECAYS)
 
 
-def number(name: str, value: object) -> float:
-    """A Python number as a float; TypeError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    return float(value)
-
-
 def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -82,7 +76,7 @@ def check_threshold(value: float | Tensor) -> float:
     """The threshold's number, 0.0 for a tensor (whose values are not read: that would wait for the device)."""
     if isinstance(value, Tensor):
         return 0.0
-    threshold = number("threshold", value)
+    threshold = number("threshold", value, "a number or a tensor")
     if math.isnan(threshold) or threshold < 0:
         raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
     return threshold
@@ -92,7 +86,7 @@ def check_tau(value: float | Tensor) -> float:
     """The time constant's number, 0.0 for a tensor."""
     if isinstance(value, Tensor):
         return 0.0
-    tau = number("tau", value)
+    tau = number("tau", value, "a number or a tensor")
     if not tau > 1:
         raise ValueError(f"tau must be greater than 1 step, got {tau}")
     return tau
@@ -158,17 +152,20 @@ def make_dynamics(
         raise ValueError(f"reset_value must be 0 with reset='soft', which subtracts the threshold; got {value}")
     # The paper's rule: "we take the gradient of spikes to be zero" at a hard reset; a soft one is differentiated.
     attached = soft if detach_reset is None else not flag("detach_reset", detach_reset)
+    limit = check_threshold(threshold)
+    # An infinite threshold is reached by nothing, an infinite potential included: infinity minus itself is NaN.
+    fire_on_equal = flag("fire_on_equal", fire_on_equal) and limit != math.inf
     flags = (
         LEAKY * (tau is not None)
         | SOFT * soft
         | ATTACHED * attached
-        | FIRE_ON_EQUAL * flag("fire_on_equal", fire_on_equal)
+        | FIRE_ON_EQUAL * fire_on_equal
         | DELAY * flag("delay", delay)
         | INPUT_DECAYS * (flag("decay_input", decay_input) and tau is not None)
     )
     return Dynamics(
         name=name,
-        threshold=check_threshold(threshold),
+        threshold=limit,
         tau=0.0 if tau is None else check_tau(tau),
         reset_value=value,
         flags=flags,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, ops
-from .dynamics import DTYPES, Dynamics, flag, given_tau, make_dynamics, number
+from .dynamics import DTYPES, Dynamics, flag, given_tau, make_dynamics
 from .surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
@@ -189,7 +189,7 @@ def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -
     elif isinstance(value, Tensor):
         layer.register_buffer(name, value.detach().clone())
     else:
-        nn.Module.__setattr__(layer, name, number(name, value))
+        nn.Module.__setattr__(layer, name, float(value))
 
 
 # The logits between which a learned tau neither rounds to 1 nor overflows. Its gradient is 0 beyond.

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import normalization_ops, ops  # normalization_ops registers ops that are called by name below
+from ._checks import number
 from .autograd import begin, once_differentiable
-from .dynamics import DTYPES, Dynamics, number, state_dtype
+from .dynamics import DTYPES, Dynamics, state_dtype
 
 __all__ = ["BatchNorm", "check_momentum", "run_normalized"]
 

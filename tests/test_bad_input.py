@@ -144,8 +144,13 @@ class TestOptions:
             with refused(ValueError, "reset_value", "finite", str(value)):
                 make(reset_value=value)
         for value in ("0", True, torch.tensor(0.0)):
-            with refused(TypeError, "reset_value", "number", type(value).__name__):
+            with refused(TypeError, "reset_value must be a number, got", type(value).__name__):
                 make(reset_value=value)
+
+    def test_integers_that_no_float_holds(self, make):
+        for name in ("threshold", "reset_value"):
+            with refused(ValueError, name, "float64", "int"):
+                make(**{name: 10**400})
 
     def test_flags_that_are_not_true_or_false(self, make):
         for name in ("detach_reset", "fire_on_equal", "delay"):
@@ -213,6 +218,8 @@ def test_time_constants_of_one_step_or_less(make):
     for tau in ("2", True, [2.0]):
         with refused(TypeError, "tau", "number or a tensor", type(tau).__name__):
             make(tau=tau)
+    with refused(ValueError, "tau", "float64", "int"):
+        make(tau=10**400)
     with refused(TypeError, "decay_input", "True or False", "1"):
         make(decay_input=1)
 

@@ -102,6 +102,21 @@ def test_an_infinite_threshold_never_fires_and_makes_no_nan(kernels, surrogate, 
             assert torch.equal(gradient, after.expand_as(gradient))
 
 
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("fire_on_equal", [False, True])
+def test_an_infinite_potential_does_not_reach_an_infinite_threshold(kernels, reset, fire_on_equal):
+    x = torch.tensor([[0.3, math.inf, -math.inf]] * 5, device=kernels.device)
+    outputs = [
+        module.integrate_and_fire(
+            x, threshold=math.inf, reset=reset, fire_on_equal=fire_on_equal, return_potential=True
+        )
+        for module in (sf.functional, sf.reference)
+    ]
+    for ours, theirs in zip(*outputs, strict=True):
+        assert torch.equal(ours, theirs) and not ours.isnan().any()
+    assert outputs[0][0].sum() == 0
+
+
 @resets
 def test_a_learned_infinite_threshold_makes_no_nan(kernels, reset, detached):
     x = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0)).to(kernels.device).requires_grad_()
