@@ -14,6 +14,7 @@ from ._checks import number
 from .surrogate import SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
+MOST_STEPS = 2**31 - 1
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The bits of `Dynamics.flags`; ops.py hands them to the core.
@@ -142,7 +143,7 @@ def make_dynamics(
         TypeError: an option of the wrong type, or a custom surrogate where kernels run.
         ValueError: an option out of its range.
     """
-    if reset not in RESETS:
+    if not isinstance(reset, str) or reset not in RESETS:
         raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}")
     soft = reset == "soft"
     value = number("reset_value", reset_value)
@@ -178,6 +179,23 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def check_time_dim(time_dim: object) -> None:
+    # A symbolic number stands for an int while torch.compile traces.
+    if isinstance(time_dim, bool) or not isinstance(time_dim, int | torch.SymInt) or time_dim not in (0, 1):
+        raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+
+
+def check_dense(what: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        got = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
+        raise TypeError(f"{what} must be a dense tensor, got {got}")
+
+
+def check_dtype(what: str, tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{what} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+
+
 def check_call(
     name: str,
     current: Tensor,
@@ -198,10 +216,8 @@ def check_call(
         raise TypeError(f"current must be a tensor, got {type(current).__name__}")
     if current.dtype not in DTYPES:
         raise TypeError(f"current must be float32, float64, float16 or bfloat16, got {current.dtype}")
-    if current.layout != torch.strided:
-        raise TypeError(f"current must be a dense tensor, got layout {current.layout}")
-    if time_dim not in (0, 1) or isinstance(time_dim, bool):
-        raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+    check_dense("current", current)
+    check_time_dim(time_dim)
     if steps is None:
         if current.dim() <= time_dim:
             what = "[T, B, ...]" if time_dim == 0 else "[B, T, ...]"
@@ -213,8 +229,8 @@ def check_call(
         # A symbolic number stands for an int while torch.compile traces.
         if isinstance(steps, bool) or not isinstance(steps, int | torch.SymInt):
             raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        if steps < 1 or steps > MOST_STEPS:
+            raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
         if current.dim() == 0:
             raise ValueError("current held over steps must have the shape [B, ...], got a 0-d tensor")
         sizes = list(current.shape)
@@ -226,6 +242,7 @@ def check_call(
             raise TypeError(f"v0 must be a tensor, got {type(v0).__name__}")
         if v0.dtype not in DTYPES:
             raise TypeError(f"v0 must be float32, float64, float16 or bfloat16, got {v0.dtype}")
+        check_dense("v0", v0)
         if list(v0.shape) != sizes:
             raise ValueError(
                 f"v0 must have the shape of one step, {sizes}, got {list(v0.shape)}"
@@ -237,8 +254,8 @@ def check_call(
 
 def check_table(what: str, table: Tensor, current: Tensor, sizes: list[int]) -> None:
     """A threshold or tau given as a tensor: 0-d, or one value per channel."""
-    if table.dtype not in DTYPES:
-        raise TypeError(f"{what} must be float32, float64, float16 or bfloat16, got {table.dtype}")
+    check_dtype(what, table)
+    check_dense(what, table)
     if table.device != current.device:
         raise ValueError(f"{what} is on {table.device}, current on {current.device}; both must be on one device")
     if table.dim() == 1 and len(sizes) < 2:

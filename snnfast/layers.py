@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, ops
-from .dynamics import DTYPES, Dynamics, flag, given_tau, make_dynamics
-from .surrogate import Surrogate
+from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
+from .surrogate import SHAPES, Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
 
@@ -39,8 +39,7 @@ class _Neuron(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if time_dim not in (0, 1) or isinstance(time_dim, bool):
-            raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        check_time_dim(time_dim)
         if flag("carry_state", carry_state) and options["delay"]:
             raise ValueError("delay=True cannot be used with carry_state=True: the potential alone does not hold the "
                              "pending spike")  # fmt: skip
@@ -161,11 +160,21 @@ class _Neuron(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        error_msgs = args[-1]
         saved = (local_metadata or {}).get("surrogate")
-        if saved:
-            from . import surrogate
-
-            self.surrogate = getattr(surrogate, saved["shape"])(gamma=saved["gamma"], beta=saved["beta"])
+        if not saved:
+            return
+        try:
+            surrogate = SHAPES[saved["shape"]](gamma=saved["gamma"], beta=saved["beta"])
+        except (KeyError, TypeError, ValueError) as error:
+            error_msgs.append(
+                f"surrogate of {prefix[:-1] or type(self).__name__!r}: {saved!r} is none of {', '.join(SHAPES)} with a "
+                f"gamma and a beta ({type(error).__name__}: {error})"
+            )
+            return
+        # Where errors are known, the load is about to fail. Whether missing keys are errors, torch tells its root only.
+        if not error_msgs:
+            self.surrogate = surrogate
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
@@ -183,6 +192,8 @@ class _Neuron(nn.Module):
 
 def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -> None:
     """Stores a number as it is, a tensor as a buffer, and what is learned as a parameter."""
+    if isinstance(value, Tensor):
+        check_dtype(name, value)
     if learn:
         tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
         layer.register_parameter(name, nn.Parameter(tensor))
@@ -205,6 +216,7 @@ def logit_of(tau: float | Tensor, dtype: torch.dtype) -> Tensor:
     """
     least, most = LOGITS[dtype]
     if isinstance(tau, Tensor):
+        check_dtype("tau", tau)
         logit = -torch.log(tau.detach().double() - 1)
         readable = type(tau) in (Tensor, nn.Parameter) and tau.is_cpu
         fits = not readable or bool(((logit >= least) & (logit <= most)).all())
@@ -367,19 +379,23 @@ class Readout(nn.Module):
         time_dim: the time dimension, 0 or 1.
 
     Raises:
-        ValueError: another mode or time_dim.
+        TypeError: the input is not a tensor.
+        ValueError: another mode or time_dim, or an input without that dimension.
     """
 
     def __init__(self, mode: str = "sum", *, time_dim: int = 0) -> None:
         super().__init__()
-        if mode not in ("sum", "mean"):
+        if not isinstance(mode, str) or mode not in ("sum", "mean"):
             raise ValueError(f"mode must be 'sum' or 'mean', got {mode!r}")
-        if time_dim not in (0, 1) or isinstance(time_dim, bool):
-            raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        check_time_dim(time_dim)
         self.mode = mode
         self.time_dim = time_dim
 
     def forward(self, over_time: Tensor) -> Tensor:
+        if not isinstance(over_time, Tensor):
+            raise TypeError(f"Readout needs a tensor, got {type(over_time).__name__}")
+        if over_time.dim() <= self.time_dim:
+            raise ValueError(f"Readout needs a time dimension {self.time_dim}, got shape {list(over_time.shape)}")
         return over_time.sum(self.time_dim) if self.mode == "sum" else over_time.mean(self.time_dim)
 
     def extra_repr(self) -> str:
@@ -396,7 +412,7 @@ class OverTime(nn.Module):
         module: any module of one tensor.
 
     Raises:
-        TypeError: the module is not an nn.Module.
+        TypeError: the module is not an nn.Module, or the input not a tensor.
         ValueError: the input has fewer than two dimensions.
     """
 
@@ -407,6 +423,8 @@ class OverTime(nn.Module):
         self.module = module
 
     def forward(self, over_time: Tensor) -> Tensor:
+        if not isinstance(over_time, Tensor):
+            raise TypeError(f"OverTime needs a tensor [T, B, ...], got {type(over_time).__name__}")
         if over_time.dim() < 2:
             raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
         return self.module(over_time.flatten(0, 1)).unflatten(0, over_time.shape[:2])

@@ -18,7 +18,7 @@ from torch.autograd.function import Function
 from . import normalization_ops, ops  # normalization_ops registers ops that are called by name below
 from ._checks import number
 from .autograd import begin, once_differentiable
-from .dynamics import DTYPES, Dynamics, state_dtype
+from .dynamics import DTYPES, Dynamics, check_dense, state_dtype
 
 __all__ = ["BatchNorm", "check_momentum", "run_normalized"]
 
@@ -197,6 +197,7 @@ def check_normalized_call(
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if value.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
+        check_dense(name, value)
         if list(value.shape) != [found]:
             raise ValueError(f"{name} must have the shape [{found}], one value per channel, got {list(value.shape)}")
         if value.device != current.device:
@@ -205,6 +206,7 @@ def check_normalized_call(
         return
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor, got {type(residual).__name__}")
+    check_dense("residual", residual)
     if residual.dtype != current.dtype:
         raise TypeError(f"residual must have the current's dtype, {current.dtype}, got {residual.dtype}")
     if residual.device != current.device:

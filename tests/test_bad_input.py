@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,27 @@ def test_layers_refuse_what_is_not_a_tensor_or_not_floating_point():
 def test_sparse_currents(call):
     with refused(TypeError, "current", "torch.sparse_coo", "dense"):
         call(torch.zeros(3, 4).to_sparse())
+    with refused(TypeError, "v0", "torch.sparse_coo", "dense"):
+        call(X, torch.zeros(2, 3, 5).to_sparse())
+    with refused(TypeError, "threshold", "torch.sparse_coo", "dense"):
+        call(X, threshold=torch.ones(3).to_sparse())
+
+
+def test_sparse_time_constants_and_what_a_batch_norm_takes_besides():
+    with refused(TypeError, "tau", "torch.sparse_coo", "dense"):
+        LIF(X, tau=torch.full((3,), 2.0).to_sparse())
+    for name, shape in (("residual", X.shape), ("weight", (3,)), ("bias", (3,))):
+        with refused(TypeError, name, "torch.sparse_coo", "dense"):
+            sf.functional.batch_norm_integrate_and_fire(X, **{name: torch.zeros(shape).to_sparse()})
+
+
+@everywhere
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_currents(call, layout):
+    nested = torch.nested.nested_tensor([torch.zeros(3, 4), torch.zeros(2, 4)], layout=layout)
+    with refused(TypeError, "current", "dense", "nested"):
+        call(nested)
 
 
 @everywhere
@@ -93,7 +115,7 @@ def test_no_time_steps(call):
 
 @everywhere
 def test_steps_that_a_current_cannot_be_held_for(call):
-    for steps in (0, -3):
+    for steps in (0, -3, 2**31, 2**63, 10**400):
         with refused(ValueError, "steps", f"got {steps}", "at least 1"):
             call(X, steps=steps)
     for steps in (2.0, "4", True, torch.tensor(3)):
@@ -105,12 +127,13 @@ def test_steps_that_a_current_cannot_be_held_for(call):
 
 @everywhere
 def test_time_dimensions_that_are_not_supported(call):
-    for time_dim in (2, -1, True, None):
+    for time_dim in (2, -1, True, None, 1.0, torch.tensor(1), np.array([0, 1])):
         with refused(ValueError, "time_dim", "0 or 1", repr(time_dim)):
             call(X, time_dim=time_dim)
     for layer in (sf.IF, sf.LIF, sf.Readout):
-        with refused(ValueError, "time_dim", "0 or 1", "2"):
-            layer(time_dim=2)
+        for time_dim in (2, 1.0, np.array([0, 1])):
+            with refused(ValueError, "time_dim", "0 or 1", repr(time_dim)):
+                layer(time_dim=time_dim)
 
 
 def makers():
@@ -131,7 +154,7 @@ class TestOptions:
                 make(threshold=threshold)
 
     def test_unknown_resets(self, make):
-        for reset in ("zero", "Hard", None, 0):
+        for reset in ("zero", "Hard", None, 0, np.array(["hard", "soft"])):
             with refused(ValueError, "reset", "'hard', 'soft'", repr(reset)):
                 make(reset=reset)
 
@@ -385,6 +408,19 @@ def test_invalid_options_after_construction_leave_the_layer_as_it_was():
     assert carrying.delay is False
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_tables_of_a_layer_are_floating_point(dtype):
+    table = torch.tensor([2, 3, 4]).to(dtype)
+    for learn in (True, False):
+        with refused(TypeError, "threshold", str(dtype), "float32"):
+            sf.IF(table, learn_threshold=learn)
+        with refused(TypeError, "tau", str(dtype), "float32"):
+            sf.LIF(table, learn_tau=learn)
+    layer = sf.LIF(torch.full((3,), 2.0), learn_tau=True)
+    with refused(TypeError, "tau", str(dtype), "float32"):
+        layer.tau = table
+
+
 def test_readout_and_overtime_say_what_they_need():
     with refused(ValueError, "mode", "'sum' or 'mean'", "'max'"):
         sf.Readout("max")
@@ -392,6 +428,13 @@ def test_readout_and_overtime_say_what_they_need():
         sf.OverTime(refused)
     with refused(ValueError, "[T, B, ...]", "[5]"):
         sf.OverTime(nn.ReLU())(torch.zeros(5))
+    for module in (sf.OverTime(nn.ReLU()), sf.Readout()):
+        with refused(TypeError, type(module).__name__, "tensor", "list"):
+            module([1.0])
+    with refused(ValueError, "Readout", "dimension 1", "[3]"):
+        sf.Readout(time_dim=1)(torch.ones(3))
+    with refused(ValueError, "Readout", "dimension 0", "[]"):
+        sf.Readout()(torch.tensor(1.0))
 
 
 def test_options_go_by_name():
