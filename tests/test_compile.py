@@ -16,6 +16,7 @@ from snnfast.dynamics import make_dynamics
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -253,6 +254,15 @@ def test_the_ops_pass_torchs_own_check(name):
         backward = (*sent, current, v0, threshold, tau, checkpoints, *dynamics.numbers, steps, time_dim, wanted)
         if any(g is not None for g in sent):
             torch.library.opcheck(torch.ops.snnfast.integrate_backward.default, backward)
+
+
+def test_a_threshold_changed_in_place_compiles_nothing_again():
+    layer, x = sf.IF(torch.tensor(1.0)), normal(6, 4, 3)
+    call = compiled(layer)
+    for threshold in (0.1 * k for k in range(1, 13)):  # more than the compiler's limit
+        layer.threshold.fill_(threshold)
+        assert torch.equal(call(x), sf.IF(layer.threshold)(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 TRANSFORMS = {
