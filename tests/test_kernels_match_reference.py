@@ -47,7 +47,10 @@ def test_spikes_are_equal_and_gradients_agree(kernels, part):
             bound = 1e-12 if state == torch.float64 else 1e-5
             # Threshold and tau in float32 are sums that may cancel; they are compared with a float64 sum below.
             for name in gradients.keys() & ({"current", "v0"} if state == torch.float32 else gradients.keys()):
-                assert error(gradients[name], expected_gradients[name]) <= bound, f"gradient of {name}: {options}"
+                found, wanted = gradients[name], expected_gradients[name]
+                # Where a neuron stays at rest, tau's gradient is 0, and autograd's a difference of two roundings of it.
+                cancelled = name == "tau" and (found - wanted).abs().max() <= 1e-15
+                assert error(found, wanted) <= bound or cancelled, f"gradient of {name}: {options}"
         if case.tables:
             bound = 1e-11 if state == torch.float64 else 1e-4
             for name, wanted in table_gradients_in_float64(case).items():
