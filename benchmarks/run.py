@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,8 @@ def _measure_in_child(arguments: argparse.Namespace, device: str, environ: dict[
         command += [flag for flag, given in (("--full", arguments.full), ("--quick", arguments.quick)) if given]
         command += [part for name in arguments.case for part in ("--case", name)]
         finished = subprocess.run(command, env=environ)
+        if finished.returncode in (130, -signal.SIGINT):
+            raise KeyboardInterrupt
         if finished.returncode != 0 or not file.exists():
             raise UsageError(f"the measuring process ended with exit code {finished.returncode}")
         return json.loads(file.read_text())

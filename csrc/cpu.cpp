@@ -1,6 +1,10 @@
 // Chooses the instruction set at run time, once, and holds what needs no vectors of a fixed width.
 #include <unistd.h>
 
+#if defined(SNNFAST_X86)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstring>
 
@@ -21,6 +25,14 @@ struct InstructionSet {
     void (*channel_sum)(const ChannelSumCall&, int);
 };
 
+#if defined(SNNFAST_X86)
+// F16C, which every processor with AVX2 has so far. Not all compilers' __builtin_cpu_supports know it by name.
+bool converts_float16() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+}
+#endif
+
 // Best first.
 const InstructionSet instruction_sets[] = {
 #if defined(SNNFAST_X86)
@@ -30,8 +42,8 @@ const InstructionSet instruction_sets[] = {
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      },
      avx512::forward_on_cpu, avx512::backward_on_cpu, avx512::moments_on_cpu, avx512::channel_sum_on_cpu},
-    {"avx2", [] { return bool(__builtin_cpu_supports("avx2")); }, avx2::forward_on_cpu, avx2::backward_on_cpu,
-     avx2::moments_on_cpu, avx2::channel_sum_on_cpu},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && converts_float16(); }, avx2::forward_on_cpu,
+     avx2::backward_on_cpu, avx2::moments_on_cpu, avx2::channel_sum_on_cpu},
 #endif
     {"baseline", [] { return true; }, baseline::forward_on_cpu, baseline::backward_on_cpu,
      baseline::moments_on_cpu, baseline::channel_sum_on_cpu},

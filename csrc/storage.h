@@ -31,9 +31,10 @@ using State = typename StateOf<Storage>::type;
 template <class F, class U>
 SNNFAST_HD F widen_float16(U half) {
     const U magnitude = (half & 0x7fffu) << 13;
-    // The exponent moves by 112; the product is exact and normalizes subnormal numbers on its way.
-    const F scaled = bits_as<F>(magnitude) * 5.192296858534828e+33f;
-    const U finite = bits_as<U>(scaled);
+    const U normal = magnitude + 0x38000000u;  // the exponent moves by 112
+    // m * 2^-24 as (2^-14 + m * 2^-24) - 2^-14: no operand is subnormal in float32, which a thread may read as 0.
+    const U subnormal = bits_as<U>(bits_as<F>(magnitude + 0x38800000u) - 6.103515625e-05f);
+    const U finite = magnitude < 0x00800000u ? subnormal : normal;
     const U special = magnitude | 0x7f800000u;  // infinity and NaN keep their payload
     const U unsigned_bits = magnitude >= 0x0f800000u ? special : finite;
     return bits_as<F>(unsigned_bits | ((half & 0x8000u) << 16));

@@ -96,9 +96,9 @@ def plan(
     spikes = spikes_like(meta, steps, time_dim)
     shape, strides = tuple(spikes.shape), spikes.stride()
     rest = [d for d in range(len(shape)) if d != time_dim]
-    # Memory order; dimensions of size 1 have no say, and keep their place.
+    # Memory order; dimensions of size 1 have no say, and keep their place. Nor has any where there is no neuron.
     order = sorted(rest, key=lambda d: -strides[d])
-    longer = [d for d in order if shape[d] > 1]
+    longer = [] if 0 in shape else [d for d in order if shape[d] > 1]
 
     valid = splits(shape, strides, longer)
     run_strides = strides

@@ -59,6 +59,11 @@ class _Integrate(Function):
 def once_differentiable(name: str, compute: Callable[..., Any], tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
     """``compute(*tensors)``, whose results are gradients. Under create_graph=True they must not pass for constants."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if ops.any_batched(tensors):  # vmap would lose the refusal below
+            raise NotImplementedError(
+                f"{name} has no second derivative: it was asked for gradients of batched gradients "
+                "(create_graph=True with is_grads_batched=True, vectorize=True or vmap)"
+            )
         return _OnceDifferentiable.apply(name, compute, *tensors)
     return compute(*tensors)
 
@@ -81,10 +86,11 @@ class _OnceDifferentiable(Function):
 
 def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     """Raises NotImplementedError inside torch.func transforms and for forward-mode dual tensors."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._are_functorch_transforms_active():  # torch.compile traces this question, too
         raise NotImplementedError(f"{name} does not run inside torch.func transforms (vmap, grad, jvp, …)")
-    if torch.autograd.forward_ad._current_level >= 0 and any(
-        t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    if torch.autograd.forward_ad._current_level >= 0 and (
+        torch.compiler.is_compiling()  # whether a tensor is dual cannot be traced
+        or any(t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     ):
         raise NotImplementedError(f"{name} has no forward-mode derivative")
 
@@ -102,8 +108,7 @@ def begin(
     """What every call checks before it runs. ``others``: further tensors that gradients may be asked for."""
     check_call(name, current, v0, threshold, tau, steps, time_dim)
     check_device(current.device)
-    if not torch.compiler.is_compiling():
-        refuse_transforms(name, current, v0, threshold, tau, *others)
+    refuse_transforms(name, current, v0, threshold, tau, *others)
 
 
 def run(

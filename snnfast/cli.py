@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     is not the user's is raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without "×" shows "?", and the run goes on
+            stream.reconfigure(errors="replace")
     try:
         if arguments[:1] == ["bench"]:
             # Ahead of the parser: what follows, --help included, is the benchmark suite's own.

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .surrogate import FastSigmoid, Surrogate
+from ._checks import number
+from .surrogate import SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
+MOST_STEPS = 2**31 - 1
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The bits of `Dynamics.flags`; ops.py hands them to the core.
@@ -31,13 +33,13 @@ class Dynamics:
     tau: float
     reset_value: float
     flags: int
-    surrogate: Any  # a Surrogate; in sf.reference also any callable
+    surrogate: Any  # one of the seven shapes; in sf.reference also any callable
     # What every op takes: threshold, tau, reset value, flags, shape, gamma, beta.
     numbers: tuple[float, float, float, int, int, float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         s = self.surrogate
-        shape = (s.code, s.gamma, s.beta) if isinstance(s, Surrogate) else (-1, 0.0, 0.0)
+        shape = (s.code, s.sharpness, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
         object.__setattr__(self, "numbers", (self.threshold, self.tau, self.reset_value, self.flags, *shape))
 
     @property
@@ -65,13 +67,6 @@ class Dynamics:
         return bool(self.flags & INPUT_DECAYS)
 
 
-def number(name: str, value: object) -> float:
-    """A Python number as a float; TypeError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    return float(value)
-
-
 def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -82,7 +77,7 @@ def check_threshold(value: float | Tensor) -> float:
     """The threshold's number, 0.0 for a tensor (whose values are not read: that would wait for the device)."""
     if isinstance(value, Tensor):
         return 0.0
-    threshold = number("threshold", value)
+    threshold = number("threshold", value, "a number or a tensor")
     if math.isnan(threshold) or threshold < 0:
         raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
     return threshold
@@ -92,20 +87,32 @@ def check_tau(value: float | Tensor) -> float:
     """The time constant's number, 0.0 for a tensor."""
     if isinstance(value, Tensor):
         return 0.0
-    tau = number("tau", value)
+    tau = number("tau", value, "a number or a tensor")
     if not tau > 1:
         raise ValueError(f"tau must be greater than 1 step, got {tau}")
     return tau
 
 
+def given_tau(value: float | Tensor | None) -> float | Tensor:
+    """The tau of neurons that leak. :func:`make_dynamics` would take None for neurons that do not."""
+    if value is None:
+        raise TypeError("tau must be a number or a tensor, got NoneType")
+    return value
+
+
+def is_shape(value: object) -> bool:
+    """Whether the kernels know a surrogate. They do not know subclasses, whose derivative may be any."""
+    return SHAPES.get(type(value).__name__) is type(value)
+
+
 def check_surrogate(value: object, *, custom: bool, name: str) -> Surrogate | Callable[[Tensor], Tensor]:
     if value is None:
         return FastSigmoid()
-    if isinstance(value, Surrogate) and type(value) is not Surrogate:
+    if is_shape(value):
         return value
     if isinstance(value, type) and issubclass(value, Surrogate):
         raise TypeError(f"surrogate must be an instance, got the class {value.__name__}: write {value.__name__}()")
-    if callable(value):
+    if callable(value) or (isinstance(value, Surrogate) and type(value).derivative is not Surrogate.derivative):
         if custom:
             return value
         what = getattr(value, "__name__", type(value).__name__)
@@ -136,7 +143,7 @@ def make_dynamics(
         TypeError: an option of the wrong type, or a custom surrogate where kernels run.
         ValueError: an option out of its range.
     """
-    if reset not in RESETS:
+    if not isinstance(reset, str) or reset not in RESETS:
         raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}")
     soft = reset == "soft"
     value = number("reset_value", reset_value)
@@ -146,17 +153,20 @@ def make_dynamics(
         raise ValueError(f"reset_value must be 0 with reset='soft', which subtracts the threshold; got {value}")
     # The paper's rule: "we take the gradient of spikes to be zero" at a hard reset; a soft one is differentiated.
     attached = soft if detach_reset is None else not flag("detach_reset", detach_reset)
+    limit = check_threshold(threshold)
+    # An infinite threshold is reached by nothing, an infinite potential included: infinity minus itself is NaN.
+    fire_on_equal = flag("fire_on_equal", fire_on_equal) and limit != math.inf
     flags = (
         LEAKY * (tau is not None)
         | SOFT * soft
         | ATTACHED * attached
-        | FIRE_ON_EQUAL * flag("fire_on_equal", fire_on_equal)
+        | FIRE_ON_EQUAL * fire_on_equal
         | DELAY * flag("delay", delay)
         | INPUT_DECAYS * (flag("decay_input", decay_input) and tau is not None)
     )
     return Dynamics(
         name=name,
-        threshold=check_threshold(threshold),
+        threshold=limit,
         tau=0.0 if tau is None else check_tau(tau),
         reset_value=value,
         flags=flags,
@@ -167,6 +177,23 @@ def make_dynamics(
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype a neuron computes and keeps its potential in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_time_dim(time_dim: object) -> None:
+    # A symbolic number stands for an int while torch.compile traces.
+    if isinstance(time_dim, bool) or not isinstance(time_dim, int | torch.SymInt) or time_dim not in (0, 1):
+        raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+
+
+def check_dense(what: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        got = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
+        raise TypeError(f"{what} must be a dense tensor, got {got}")
+
+
+def check_dtype(what: str, tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{what} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
 
 
 def check_call(
@@ -189,10 +216,8 @@ def check_call(
         raise TypeError(f"current must be a tensor, got {type(current).__name__}")
     if current.dtype not in DTYPES:
         raise TypeError(f"current must be float32, float64, float16 or bfloat16, got {current.dtype}")
-    if current.layout != torch.strided:
-        raise TypeError(f"current must be a dense tensor, got layout {current.layout}")
-    if time_dim not in (0, 1) or isinstance(time_dim, bool):
-        raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+    check_dense("current", current)
+    check_time_dim(time_dim)
     if steps is None:
         if current.dim() <= time_dim:
             what = "[T, B, ...]" if time_dim == 0 else "[B, T, ...]"
@@ -204,8 +229,8 @@ def check_call(
         # A symbolic number stands for an int while torch.compile traces.
         if isinstance(steps, bool) or not isinstance(steps, int | torch.SymInt):
             raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        if steps < 1 or steps > MOST_STEPS:
+            raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
         if current.dim() == 0:
             raise ValueError("current held over steps must have the shape [B, ...], got a 0-d tensor")
         sizes = list(current.shape)
@@ -217,6 +242,7 @@ def check_call(
             raise TypeError(f"v0 must be a tensor, got {type(v0).__name__}")
         if v0.dtype not in DTYPES:
             raise TypeError(f"v0 must be float32, float64, float16 or bfloat16, got {v0.dtype}")
+        check_dense("v0", v0)
         if list(v0.shape) != sizes:
             raise ValueError(
                 f"v0 must have the shape of one step, {sizes}, got {list(v0.shape)}"
@@ -228,8 +254,8 @@ def check_call(
 
 def check_table(what: str, table: Tensor, current: Tensor, sizes: list[int]) -> None:
     """A threshold or tau given as a tensor: 0-d, or one value per channel."""
-    if table.dtype not in DTYPES:
-        raise TypeError(f"{what} must be float32, float64, float16 or bfloat16, got {table.dtype}")
+    check_dtype(what, table)
+    check_dense(what, table)
     if table.device != current.device:
         raise ValueError(f"{what} is on {table.device}, current on {current.device}; both must be on one device")
     if table.dim() == 1 and len(sizes) < 2:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import ops
 from .autograd import run
-from .dynamics import make_dynamics
+from .dynamics import given_tau, make_dynamics
 from .normalized import BatchNorm, check_momentum, run_normalized
 from .surrogate import Surrogate
 
@@ -122,7 +122,7 @@ def leaky_integrate_and_fire(
     dynamics = make_dynamics(
         "leaky_integrate_and_fire",
         threshold=threshold,
-        tau=tau,
+        tau=given_tau(tau),
         decay_input=decay_input,
         reset=reset,
         reset_value=reset_value,

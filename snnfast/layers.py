@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, ops
-from .dynamics import Dynamics, flag, make_dynamics, number
-from .surrogate import Surrogate
+from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
+from .surrogate import SHAPES, Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
 
@@ -26,6 +26,7 @@ class _Neuron(nn.Module):
     """
 
     _dynamics: Dynamics
+    _leak_options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -38,8 +39,7 @@ class _Neuron(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if time_dim not in (0, 1) or isinstance(time_dim, bool):
-            raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        check_time_dim(time_dim)
         if flag("carry_state", carry_state) and options["delay"]:
             raise ValueError("delay=True cannot be used with carry_state=True: the potential alone does not hold the "
                              "pending spike")  # fmt: skip
@@ -56,7 +56,11 @@ class _Neuron(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_dynamics" in self.__dict__:
-            if name in (*_OPTIONS, "tau", "decay_input") or (name == "threshold" and not isinstance(value, Tensor)):
+            if (
+                name in _OPTIONS
+                or name in self._leak_options
+                or (name == "threshold" and not isinstance(value, Tensor))
+            ):
                 options = {**self._options(), name: value}
                 if options["delay"] and self.carry_state:
                     raise ValueError("delay=True cannot be used with carry_state=True")
@@ -64,6 +68,8 @@ class _Neuron(nn.Module):
                 super().__setattr__("_dynamics", checked)
                 if name == "surrogate":
                     value = checked.surrogate
+            elif name in ("tau", "decay_input"):
+                raise TypeError(f"{name}: {type(self).__name__} has no leak; LIF has one")
             elif name in ("time_dim", "carry_state"):
                 raise AttributeError(f"{name} is fixed when the layer is made")
         super().__setattr__(name, value)
@@ -97,6 +103,15 @@ class _Neuron(nn.Module):
         if not self.carry_state:
             return self._run(current, None, threshold, tau, 0, *arguments)[0]
         v0 = self._state
+        if not torch.compiler.is_compiling():
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    f"{type(self).__name__} with carry_state=True was called during a backward pass, as activation "
+                    "checkpointing does to compute again: it would start from the state that the first call left. Use "
+                    "the functional form there, with v0 as an argument and v_last as a result"
+                )
+            if v0 is not None and v0.is_inference() and not torch.is_inference_mode_enabled():
+                v0 = v0.clone()  # backward may not keep an inference tensor
         if v0 is not None and isinstance(current, Tensor):
             v0 = v0.to(current.device)
         spikes, v_last, _ = self._run(current, v0, threshold, tau, ops.LAST, *arguments)
@@ -145,11 +160,21 @@ class _Neuron(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        error_msgs = args[-1]
         saved = (local_metadata or {}).get("surrogate")
-        if saved:
-            from . import surrogate
-
-            self.surrogate = getattr(surrogate, saved["shape"])(gamma=saved["gamma"], beta=saved["beta"])
+        if not saved:
+            return
+        try:
+            surrogate = SHAPES[saved["shape"]](gamma=saved["gamma"], beta=saved["beta"])
+        except (KeyError, TypeError, ValueError) as error:
+            error_msgs.append(
+                f"surrogate of {prefix[:-1] or type(self).__name__!r}: {saved!r} is none of {', '.join(SHAPES)} with a "
+                f"gamma and a beta ({type(error).__name__}: {error})"
+            )
+            return
+        # Where errors are known, the load is about to fail. Whether missing keys are errors, torch tells its root only.
+        if not error_msgs:
+            self.surrogate = surrogate
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
@@ -167,13 +192,45 @@ class _Neuron(nn.Module):
 
 def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -> None:
     """Stores a number as it is, a tensor as a buffer, and what is learned as a parameter."""
+    if isinstance(value, Tensor):
+        check_dtype(name, value)
     if learn:
         tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
         layer.register_parameter(name, nn.Parameter(tensor))
     elif isinstance(value, Tensor):
         layer.register_buffer(name, value.detach().clone())
     else:
-        nn.Module.__setattr__(layer, name, number(name, value))
+        nn.Module.__setattr__(layer, name, float(value))
+
+
+# The logits between which a learned tau neither rounds to 1 nor overflows. Its gradient is 0 beyond.
+LOGITS = {
+    dtype: (-math.log(torch.finfo(dtype).max / 2), -math.log(torch.finfo(dtype).eps)) for dtype in DTYPES
+}
+
+
+def logit_of(tau: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """The parameter that stands for a learned tau, -log(tau - 1); ValueError where the dtype cannot hold it.
+
+    A tensor's values are read where that waits for no device.
+    """
+    least, most = LOGITS[dtype]
+    if isinstance(tau, Tensor):
+        check_dtype("tau", tau)
+        logit = -torch.log(tau.detach().double() - 1)
+        readable = type(tau) in (Tensor, nn.Parameter) and tau.is_cpu
+        fits = not readable or bool(((logit >= least) & (logit <= most)).all())
+    else:
+        value = -math.log(tau - 1)
+        logit = torch.tensor(value, dtype=torch.float64)
+        fits = least <= value <= most
+    if not fits:
+        limits = torch.finfo(dtype)
+        raise ValueError(
+            f"tau must be at least 1 + {limits.eps:.3g} and at most {limits.max / 2:.3g} to be learned in {dtype}, "
+            f"got {tau}"
+        )
+    return logit.to(dtype)
 
 
 def show_table(value: float | Tensor) -> str:
@@ -201,7 +258,8 @@ class IF(_Neuron):
         time_dim: the time dimension of inputs and outputs, 0 or 1.
         carry_state: start each call from the last potential of the call before. See :meth:`reset_state` and
             :meth:`detach_state`. A batch of another shape is a ValueError until the state is reset; the state follows
-            the current to another device and dtype.
+            the current to another device and dtype. Under activation checkpointing, which calls a layer once more
+            during backward, it is a RuntimeError: use the functional form there, whose v0 is an argument.
         learn_threshold: make the threshold a parameter.
 
     Checkpoints keep gamma and beta, in the state dict's metadata (as torch.save stores it; a plain ``dict(...)`` copy
@@ -244,6 +302,8 @@ class LIF(_Neuron):
     :func:`snnfast.functional.leaky_integrate_and_fire`.
     """
 
+    _leak_options = ("tau", "decay_input")
+
     def __init__(
         self,
         tau: float | Tensor = 2.0,
@@ -262,13 +322,13 @@ class LIF(_Neuron):
         learn_threshold: bool = False,
     ) -> None:
         super().__init__(
-            threshold, tau, decay_input, learn_threshold, time_dim, carry_state, reset=reset, reset_value=reset_value,
-            surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
+            threshold, given_tau(tau), decay_input, learn_threshold, time_dim, carry_state, reset=reset,
+            reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal,
+            delay=delay,
         )  # fmt: skip
         nn.Module.__setattr__(self, "decay_input", decay_input)
         if flag("learn_tau", learn_tau):
-            start = torch.as_tensor(tau, dtype=torch.get_default_dtype()).detach()
-            self.register_parameter("tau_logit", nn.Parameter(-torch.log(start - 1)))
+            self.register_parameter("tau_logit", nn.Parameter(logit_of(tau, torch.get_default_dtype())))
             # From here on the dynamics take tau as a tensor.
             nn.Module.__setattr__(self, "_dynamics", replace(self._dynamics, tau=0.0))
         else:
@@ -277,16 +337,19 @@ class LIF(_Neuron):
     def __getattr__(self, name: str) -> Any:
         # `tau` of a layer that learns it is not stored; of the others it is an attribute or a buffer.
         if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
-            # Beyond this range tau would round to 1 or overflow; its gradient is 0 there.
-            limit = -math.log(torch.finfo(self.tau_logit.dtype).eps)
-            return 1 + torch.exp(-self.tau_logit.clamp(-limit, limit))
+            return 1 + torch.exp(-self.tau_logit.clamp(*LOGITS[self.tau_logit.dtype]))
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "tau":
+            value = given_tau(value)
         if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
             with torch.no_grad():
                 make_dynamics("LIF", tau=value)
-                self.tau_logit.copy_(-torch.log(torch.as_tensor(value, dtype=self.tau_logit.dtype) - 1))
+                logit, shape = logit_of(value, self.tau_logit.dtype), list(self.tau_logit.shape)
+                if logit.dim() and list(logit.shape) != shape:
+                    raise ValueError(f"tau must be a number or have the shape {shape}, got {list(logit.shape)}")
+                self.tau_logit.copy_(logit)
             return
         super().__setattr__(name, value)
 
@@ -316,19 +379,23 @@ class Readout(nn.Module):
         time_dim: the time dimension, 0 or 1.
 
     Raises:
-        ValueError: another mode or time_dim.
+        TypeError: the input is not a tensor.
+        ValueError: another mode or time_dim, or an input without that dimension.
     """
 
     def __init__(self, mode: str = "sum", *, time_dim: int = 0) -> None:
         super().__init__()
-        if mode not in ("sum", "mean"):
+        if not isinstance(mode, str) or mode not in ("sum", "mean"):
             raise ValueError(f"mode must be 'sum' or 'mean', got {mode!r}")
-        if time_dim not in (0, 1) or isinstance(time_dim, bool):
-            raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        check_time_dim(time_dim)
         self.mode = mode
         self.time_dim = time_dim
 
     def forward(self, over_time: Tensor) -> Tensor:
+        if not isinstance(over_time, Tensor):
+            raise TypeError(f"Readout needs a tensor, got {type(over_time).__name__}")
+        if over_time.dim() <= self.time_dim:
+            raise ValueError(f"Readout needs a time dimension {self.time_dim}, got shape {list(over_time.shape)}")
         return over_time.sum(self.time_dim) if self.mode == "sum" else over_time.mean(self.time_dim)
 
     def extra_repr(self) -> str:
@@ -345,7 +412,7 @@ class OverTime(nn.Module):
         module: any module of one tensor.
 
     Raises:
-        TypeError: the module is not an nn.Module.
+        TypeError: the module is not an nn.Module, or the input not a tensor.
         ValueError: the input has fewer than two dimensions.
     """
 
@@ -356,6 +423,8 @@ class OverTime(nn.Module):
         self.module = module
 
     def forward(self, over_time: Tensor) -> Tensor:
+        if not isinstance(over_time, Tensor):
+            raise TypeError(f"OverTime needs a tensor [T, B, ...], got {type(over_time).__name__}")
         if over_time.dim() < 2:
             raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
         return self.module(over_time.flatten(0, 1)).unflatten(0, over_time.shape[:2])

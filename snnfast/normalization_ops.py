@@ -47,13 +47,14 @@ def batch_norm_tables(
     """Moments of a batch, tables made of them, and [2, C] mean and unbiased variance for the running statistics."""
     channels = channels_of(current, steps > 0)
     state, device = state_dtype(current.dtype), current.device
+    if current.numel() == 0:  # no values have no moments: the kernels must not look for a first one
+        moments = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        return moments, normalization_tables(moments, weight, bias, eps, state), moments.to(state, copy=True)
     p = plan(current.shape, current.stride(), steps, time_dim, channels)
     x = as_current(current, p, steps > 0, p.copy_current)
     moments = torch.empty(2, channels, dtype=torch.float64, device=device)
     tables = torch.empty(3, channels, dtype=state, device=device)
     tracked = torch.empty(2, channels, dtype=state, device=device)
-    if not p.neurons:  # no value: no moments, as torch's
-        return moments.fill_(torch.nan), tables.fill_(torch.nan), tracked.fill_(torch.nan)
     neurons = torch.empty(2, p.neurons, dtype=state, device=device)
     target, where = _backend.target(current)
     dtype = DTYPE_CODES[current.dtype]
@@ -73,6 +74,8 @@ def normalization_tables(
     """Tables made of given moments."""
     channels = moments.shape[1]
     tables = torch.empty(3, channels, dtype=dtype, device=moments.device)
+    if channels == 0:
+        return tables
     target, where = _backend.target(moments)
     addresses, _kept = parameters(weight, bias)
     target.normalization_tables(
@@ -89,6 +92,8 @@ def normalization_gradients(
     gradient_tables = torch.empty(2, channels, dtype=tables.dtype, device=tables.device)
     grad_weight = torch.empty(channels, dtype=dtype, device=tables.device)
     grad_bias = torch.empty(channels, dtype=dtype, device=tables.device)
+    if channels == 0:
+        return gradient_tables, grad_weight, grad_bias
     target, where = _backend.target(moments)
     target.normalization_gradients(
         where, DTYPE_CODES[tables.dtype], channels, eps, float(count), sums.data_ptr(), moments.data_ptr(),
@@ -121,4 +126,4 @@ def normalization_gradients_shapes(sums, moments, tables, eps, count, dtype):
 
 batch_norm_tables_op = op("batch_norm_tables", batch_norm_tables)
 normalization_tables_op = op("normalization_tables", normalization_tables)
-normalization_gradients_op = op("normalization_gradients", normalization_gradients)
+normalization_gradients_op = op("normalization_gradients", normalization_gradients, 1)

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import ops
+from ._checks import number
 from .autograd import announce, begin, once_differentiable
-from .dynamics import DTYPES, Dynamics, number, state_dtype
+from .dynamics import DTYPES, Dynamics, check_dense, state_dtype
 from .normalization_ops import (
     batch_norm_tables_op,
     channels_of,
@@ -118,9 +119,9 @@ class _NormalizedIntegrate(Function):
             parameter = weight if weight is not None else bias if bias is not None else tables
             if norm.batch and needs[0]:
                 sums = run(ops.SUMS, None)[5]
-                number = current.numel() // moments.shape[1]
+                values = current.numel() // max(moments.shape[1], 1)
                 gradient_tables, *grad_parameters = normalization_gradients_op(
-                    sums, moments, tables, norm.eps, number, parameter.dtype
+                    sums, moments, tables, norm.eps, values, parameter.dtype
                 )
                 if count is not None:
                     gradient_tables = tables_of_all(sums, moments, tables, norm, count)
@@ -200,6 +201,7 @@ def check_normalized_call(
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if value.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
+        check_dense(name, value)
         if value.shape != (found,):
             raise ValueError(f"{name} must have the shape [{found}], one value per channel, got {list(value.shape)}")
         if value.device != current.device:
@@ -212,10 +214,9 @@ def check_residual(residual: Tensor, current: Tensor, steps: int | None, time_di
     """A residual has the output's shape, or the current's where that is held; its dtype and device."""
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor, got {type(residual).__name__}")
+    check_dense("residual", residual)
     if residual.dtype != current.dtype:
         raise TypeError(f"residual must have the current's dtype, {current.dtype}, got {residual.dtype}")
-    if residual.layout != torch.strided:
-        raise TypeError(f"residual must be a dense tensor, got layout {residual.layout}")
     if residual.device != current.device:
         raise ValueError(f"residual is on {residual.device}, current on {current.device}; both must be on one device")
     allowed = [current.shape]
@@ -260,18 +261,18 @@ def run_normalized(
     count = None
     with torch.no_grad():
         if norm.batch:
-            number = current.numel() // max(channels_of(current, steps is not None), 1)
+            values = current.numel() // max(channels_of(current, steps is not None), 1)
             alone = norm.process_group is None or torch.distributed.get_world_size(norm.process_group) == 1
-            if alone and number == 1:
+            if alone and values == 1:
                 raise ValueError(
                     f"Expected more than 1 value per channel when training, got input size {current.size()}"
                 )
             moments, tables, tracked = batch_norm_tables_op(current, weight, bias, norm.eps, held_steps, time_dim)
             if not alone:
-                moments, count = moments_of_all(moments, number, norm.process_group)
+                moments, count = moments_of_all(moments, values, norm.process_group)
                 tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
                 tracked = torch.stack([moments[0], moments[1] * (count / (count - 1))])
-            if mean is not None and momentum is not None and (number or count is not None):
+            if mean is not None and momentum is not None and (values or count is not None):
                 mean.lerp_(tracked[0].to(mean.dtype), momentum)
                 variance.lerp_(tracked[1].to(variance.dtype), momentum)
         else:

@@ -9,7 +9,7 @@ per call than ``custom_op``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -96,14 +96,17 @@ class Tables:
         if threshold is not None:
             tables[0] = threshold.to(dtype)
         if tau is not None:
-            inverse = tau.double().reciprocal()
+            wide = tau.double()
+            inverse = wide.reciprocal()
             tables[1] = (1 - inverse).to(dtype)
             if flags & INPUT_DECAYS:
                 tables[2] = inverse.to(dtype)
             if reset_value and not flags & SOFT:
-                tables[3] = (reset_value * inverse).to(dtype)
+                # A number divided by a tensor would be the number times its reciprocal, rounded twice.
+                tables[3] = (torch.full_like(wide, reset_value) / wide).to(dtype)
         # A single value stands for all channels; the others then set their number.
-        self.channels = max((t.numel() for t in tables if t is not None), default=1)
+        lengths = [t.numel() for t in tables if t is not None]
+        self.channels = max(lengths) if all(lengths) else 0
         self.kept = tables
         self.spread(self.channels)
 
@@ -438,14 +441,24 @@ def plain_backward_shapes(*arguments):
 torch.library.register_fake("snnfast::normalized_forward", forward_shapes, lib=library)
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def any_batched(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a tensor stands for a batch of them: of torch.func.vmap, or of autograd.grad(is_grads_batched=True)."""
+    for t in tensors:  # noqa: SIM110 (a generator costs as much as all the questions)
+        if t is not None and (is_legacy_batched(t) or is_functorch_wrapped(t)):
+            return True
+    return False
 
 
 def op(name: str, implementation: Callable[..., Any], position: int = 0) -> Callable[..., Any]:
     """Implements an op for every device that has kernels, and returns it as a function.
 
-    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass), the function is the
-    implementation itself: the way through the dispatcher and back costs more than all else in a small layer.
-    Argument number ``position``, a tensor, tells.
+    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass, no batched gradient), the
+    function is the implementation itself: the way through the dispatcher and back costs more than all else in a small
+    layer. Argument number ``position``, a tensor, tells; gradients come before it.
     """
     for key in ("CPU", "CUDA"):
         library.impl(name, implementation, key)
@@ -460,6 +473,7 @@ def op(name: str, implementation: Callable[..., Any], position: int = 0) -> Call
             and type(tensor) in PLAIN_TENSORS
             and (tensor.is_cpu or tensor.is_cuda)
             and torch._C._len_torch_dispatch_stack() == 0
+            and (position == 0 or not any_batched(arguments[:position]))
         ):
             return implementation(*arguments)
         return dispatched(*arguments)

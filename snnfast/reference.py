@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from .dynamics import Dynamics, check_call, make_dynamics, state_dtype
+from .dynamics import Dynamics, check_call, given_tau, make_dynamics, state_dtype
 from .surrogate import Surrogate
 
 __all__ = ["integrate_and_fire", "leaky_integrate_and_fire"]
@@ -92,11 +92,12 @@ def loop(
     rest = 0.0 if dynamics.soft else dynamics.reset_value
     leak = gain = drive = None
     if tau is not None:
-        # λ, κ, ρ: in float64, rounded once.
-        inverse = 1.0 / torch.as_tensor(tau, dtype=torch.float64, device=device)
+        # λ, κ, ρ: in float64, rounded once. (A number divided by a tensor is a product in torch, rounded twice.)
+        wide = torch.as_tensor(tau, dtype=torch.float64, device=device)
+        inverse = 1.0 / wide
         leak = (1.0 - inverse).to(state)
         gain = inverse.to(state) if dynamics.input_decays else None
-        drive = (rest * inverse).to(state) if rest else None
+        drive = (torch.full_like(wide, rest) / wide).to(state) if rest else None
     derivative = getattr(dynamics.surrogate, "derivative", dynamics.surrogate)
     after = torch.full((), dynamics.reset_value, dtype=state, device=device)
 
@@ -125,6 +126,22 @@ def per_channel(table: Tensor | float, current: Tensor, steps: int | None) -> Te
     return table.view(-1, *(1,) * trailing)
 
 
+def check_and_loop(
+    dynamics: Dynamics,
+    current: Tensor,
+    v0: Tensor | None,
+    threshold: Tensor | float,
+    tau: Tensor | float | None,
+    steps: int | None,
+    time_dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loop, for arguments as the user gives them; tau=None has no leak."""
+    tables = [t if isinstance(t, Tensor) else None for t in (threshold, tau)]
+    check_call("reference", current, v0, tables[0], tables[1], steps, time_dim)
+    spread = [None if t is None else per_channel(t, current, steps) for t in (threshold, tau)]
+    return loop(dynamics, current, v0, *spread, steps, time_dim)
+
+
 def integrate_and_fire(
     current: Tensor,
     v0: Tensor | None = None,
@@ -141,10 +158,8 @@ def integrate_and_fire(
     return_potential: bool = False,
 ) -> tuple[Tensor, ...]:
     """:func:`snnfast.functional.integrate_and_fire` as a loop; also takes a callable surrogate."""
-    return leaky_integrate_and_fire(
-        current,
-        v0,
-        tau=None,
+    dynamics = make_dynamics(
+        "reference",
         threshold=threshold,
         reset=reset,
         reset_value=reset_value,
@@ -152,17 +167,17 @@ def integrate_and_fire(
         detach_reset=detach_reset,
         fire_on_equal=fire_on_equal,
         delay=delay,
-        time_dim=time_dim,
-        steps=steps,
-        return_potential=return_potential,
+        custom_surrogate=True,
     )
+    outputs = check_and_loop(dynamics, current, v0, threshold, None, steps, time_dim)
+    return outputs if return_potential else outputs[:2]
 
 
 def leaky_integrate_and_fire(
     current: Tensor,
     v0: Tensor | None = None,
     *,
-    tau: float | Tensor | None = 2.0,
+    tau: float | Tensor = 2.0,
     decay_input: bool = True,
     threshold: float | Tensor = 1.0,
     reset: str = "hard",
@@ -179,7 +194,7 @@ def leaky_integrate_and_fire(
     dynamics = make_dynamics(
         "reference",
         threshold=threshold,
-        tau=tau,
+        tau=given_tau(tau),
         decay_input=decay_input,
         reset=reset,
         reset_value=reset_value,
@@ -189,15 +204,5 @@ def leaky_integrate_and_fire(
         delay=delay,
         custom_surrogate=True,
     )
-    tables = [t if isinstance(t, Tensor) else None for t in (threshold, tau)]
-    check_call("reference", current, v0, tables[0], tables[1], steps, time_dim)
-    spikes, v_last, potential = loop(
-        dynamics,
-        current,
-        v0,
-        per_channel(threshold, current, steps),
-        None if tau is None else per_channel(tau, current, steps),
-        steps,
-        time_dim,
-    )
-    return (spikes, v_last, potential) if return_potential else (spikes, v_last)
+    outputs = check_and_loop(dynamics, current, v0, threshold, tau, steps, time_dim)
+    return outputs if return_potential else outputs[:2]

@@ -1,8 +1,8 @@
 """Surrogate derivatives: what stands for the derivative of the spike in the backward pass.
 
 The paper's equation (8): the derivative of the step function is replaced by f(d), where d is the potential minus the
-threshold. Every shape is a height ``beta`` and a sharpness ``gamma``; both are finite and not negative, and plain
-Python numbers, so that changing them never recompiles a kernel.
+threshold. Every shape is a height ``beta`` and a sharpness ``gamma``; both are finite in float32 and not negative, and
+plain Python numbers, so that changing them never recompiles a kernel.
 
 Defaults are those in use in the field: the paper's for :class:`FastSigmoid`, SpikingJelly's for the others.
 """
@@ -16,6 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ._checks import number
+
 __all__ = [
     "Arctangent",
     "Exponential",
@@ -28,17 +30,23 @@ __all__ = [
 ]
 
 
+# Normal numbers of float32, in which most kernels compute.
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
 @dataclass(frozen=True, kw_only=True)
 class Surrogate:
     """Base of the seven shapes. Compare, hash and replace them like any frozen dataclass.
 
+    A subclass of your own, which overrides ``derivative``, runs in ``snnfast.reference`` only, as any callable does.
+
     Args:
-        gamma: sharpness, in units of one over potential; finite and >= 0.
-        beta: height of the derivative at the threshold; finite and >= 0.
+        gamma: sharpness, in units of one over potential; >= 0 and within float32's range.
+        beta: height of the derivative at the threshold; >= 0 and within float32's range.
 
     Raises:
         TypeError: gamma or beta is not a number.
-        ValueError: gamma or beta is negative, NaN or infinite.
+        ValueError: gamma or beta is negative, NaN, infinite, or infinite in float32.
     """
 
     gamma: float
@@ -47,12 +55,17 @@ class Surrogate:
 
     def __post_init__(self) -> None:
         for name in ("gamma", "beta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-            if not (math.isfinite(value) and value >= 0):
+            value = number(name, getattr(self, name))
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
-            object.__setattr__(self, name, float(value))
+            if value > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST:.8g}, the largest float32, got {value:.8g}")
+            object.__setattr__(self, name, value)
+
+    @property
+    def sharpness(self) -> float:
+        """gamma as it multiplies d: a normal number of float32, so that its product with an infinite d is not NaN."""
+        return max(self.gamma, SMALLEST)
 
     def derivative(self, d: Tensor) -> Tensor:
         """f(d) for a tensor of potentials minus thresholds; same shape and dtype."""
@@ -67,7 +80,7 @@ class FastSigmoid(Surrogate):
     code: ClassVar[int] = 0
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta / (1 + self.gamma * d.abs()) ** 2
+        return self.beta / (1 + self.sharpness * d.abs()) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +91,7 @@ class Triangle(Surrogate):
     code: ClassVar[int] = 1
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta * (1 - self.gamma * d.abs()).clamp(min=0)
+        return self.beta * (1 - self.sharpness * d.abs()).clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +103,7 @@ class Exponential(Surrogate):
     code: ClassVar[int] = 2
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta * torch.exp(-self.gamma * d.abs())
+        return self.beta * torch.exp(-self.sharpness * d.abs())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +114,7 @@ class Rectangle(Surrogate):
     code: ClassVar[int] = 3
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta * (self.gamma * d.abs() <= 1).to(d.dtype)
+        return self.beta * (self.sharpness * d.abs() <= 1).to(d.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +125,7 @@ class Arctangent(Surrogate):
     code: ClassVar[int] = 4
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta / (1 + (self.gamma * d) ** 2)
+        return self.beta / (1 + (self.sharpness * d) ** 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +137,7 @@ class Sigmoid(Surrogate):
     code: ClassVar[int] = 5
 
     def derivative(self, d: Tensor) -> Tensor:
-        e = torch.exp(-self.gamma * d.abs())
+        e = torch.exp(-self.sharpness * d.abs())
         return self.beta * e / (1 + e) ** 2
 
 
@@ -137,4 +150,11 @@ class Gaussian(Surrogate):
     code: ClassVar[int] = 6
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta * torch.exp(-((self.gamma * d) ** 2))
+        return self.beta * torch.exp(-((self.sharpness * d) ** 2))
+
+
+SHAPES: dict[str, type[Surrogate]] = {
+    shape.__name__: shape
+    for shape in (FastSigmoid, Triangle, Exponential, Rectangle, Arctangent, Sigmoid, Gaussian)
+}
+"""What the compiled kernels know. A subclass of one of these is another shape, which they do not know."""

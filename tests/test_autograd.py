@@ -313,16 +313,29 @@ def test_functional_call_is_no_transform():
     assert other.grad != 0 and layer.threshold.grad is None
 
 
-def test_batched_gradients_are_right_or_refused():
-    """torch.autograd.grad(is_grads_batched=True) runs backward under vmap."""
-    x = normal(5, 4).requires_grad_()
-    sent = normal(3, 5, 4, seed=1)
-    spikes = sf.IF()(x)
-    try:
-        (found,) = torch.autograd.grad(spikes, x, sent, is_grads_batched=True, retain_graph=True)
-    except (NotImplementedError, RuntimeError):
-        return
-    agree([found], [torch.stack([torch.autograd.grad(spikes, x, g, retain_graph=True)[0] for g in sent])])
+@pytest.mark.parametrize("make", [sf.IF, lambda: sf.LIF(learn_tau=True), lambda: sf.BatchNormIF(4)],
+                         ids=["IF", "LIF", "BatchNormIF"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_batched_gradients_are_those_of_one_after_the_other(make):
+    """torch.autograd.grad(is_grads_batched=True) and torch.func.vmap run backward once for many gradients."""
+    x, layer = normal(5, 3, 4).requires_grad_(), make().double()
+    sent = normal(3, 5, 3, 4, seed=1)
+    spikes = layer(x)
+    wanted = torch.stack([torch.autograd.grad(spikes, x, g, retain_graph=True)[0] for g in sent])
+    found = torch.autograd.grad(spikes, x, sent, is_grads_batched=True, retain_graph=True)
+    agree(found, [wanted])
+    found = torch.func.vmap(lambda g: torch.autograd.grad(spikes, x, g, retain_graph=True)[0])(sent)
+    agree([found], [wanted])
+
+
+@pytest.mark.parametrize("make", [sf.IF, sf.LIF, lambda: sf.BatchNormIF(4)], ids=["IF", "LIF", "BatchNormIF"])
+def test_a_second_derivative_of_batched_gradients_is_refused(make):
+    x, layer = normal(5, 3, 4).requires_grad_(), make().double()
+    with pytest.raises(NotImplementedError, match=r"IF has no second derivative.*batched"):
+        torch.autograd.functional.jacobian(lambda x: layer(x).sum((0, 1)), x, create_graph=True, vectorize=True)
+    spikes = layer(x)
+    with pytest.raises(NotImplementedError, match=r"IF has no second derivative.*batched"):
+        torch.func.vmap(lambda g: torch.autograd.grad(spikes, x, g, create_graph=True)[0])(normal(2, 5, 3, 4))
 
 
 def test_calling_an_op_directly_leaves_nothing_behind_for_later_calls():

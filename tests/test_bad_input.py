@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,27 @@ def test_layers_refuse_what_is_not_a_tensor_or_not_floating_point():
 def test_sparse_currents(call):
     with refused(TypeError, "current", "torch.sparse_coo", "dense"):
         call(torch.zeros(3, 4).to_sparse())
+    with refused(TypeError, "v0", "torch.sparse_coo", "dense"):
+        call(X, torch.zeros(2, 3, 5).to_sparse())
+    with refused(TypeError, "threshold", "torch.sparse_coo", "dense"):
+        call(X, threshold=torch.ones(3).to_sparse())
+
+
+def test_sparse_time_constants_and_what_a_batch_norm_takes_besides():
+    with refused(TypeError, "tau", "torch.sparse_coo", "dense"):
+        LIF(X, tau=torch.full((3,), 2.0).to_sparse())
+    for name, shape in (("residual", X.shape), ("weight", (3,)), ("bias", (3,))):
+        with refused(TypeError, name, "torch.sparse_coo", "dense"):
+            sf.functional.batch_norm_integrate_and_fire(X, **{name: torch.zeros(shape).to_sparse()})
+
+
+@everywhere
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_currents(call, layout):
+    nested = torch.nested.nested_tensor([torch.zeros(3, 4), torch.zeros(2, 4)], layout=layout)
+    with refused(TypeError, "current", "dense", "nested"):
+        call(nested)
 
 
 @everywhere
@@ -92,7 +115,7 @@ def test_no_time_steps(call):
 
 @everywhere
 def test_steps_that_a_current_cannot_be_held_for(call):
-    for steps in (0, -3):
+    for steps in (0, -3, 2**31, 2**63, 10**400):
         with refused(ValueError, "steps", f"got {steps}", "at least 1"):
             call(X, steps=steps)
     for steps in (2.0, "4", True, torch.tensor(3)):
@@ -104,12 +127,13 @@ def test_steps_that_a_current_cannot_be_held_for(call):
 
 @everywhere
 def test_time_dimensions_that_are_not_supported(call):
-    for time_dim in (2, -1, True, None):
+    for time_dim in (2, -1, True, None, 1.0, torch.tensor(1), np.array([0, 1])):
         with refused(ValueError, "time_dim", "0 or 1", repr(time_dim)):
             call(X, time_dim=time_dim)
     for layer in (sf.IF, sf.LIF, sf.Readout):
-        with refused(ValueError, "time_dim", "0 or 1", "2"):
-            layer(time_dim=2)
+        for time_dim in (2, 1.0, np.array([0, 1])):
+            with refused(ValueError, "time_dim", "0 or 1", repr(time_dim)):
+                layer(time_dim=time_dim)
 
 
 def makers():
@@ -130,7 +154,7 @@ class TestOptions:
                 make(threshold=threshold)
 
     def test_unknown_resets(self, make):
-        for reset in ("zero", "Hard", None, 0):
+        for reset in ("zero", "Hard", None, 0, np.array(["hard", "soft"])):
             with refused(ValueError, "reset", "'hard', 'soft'", repr(reset)):
                 make(reset=reset)
 
@@ -143,8 +167,13 @@ class TestOptions:
             with refused(ValueError, "reset_value", "finite", str(value)):
                 make(reset_value=value)
         for value in ("0", True, torch.tensor(0.0)):
-            with refused(TypeError, "reset_value", "number", type(value).__name__):
+            with refused(TypeError, "reset_value must be a number, got", type(value).__name__):
                 make(reset_value=value)
+
+    def test_integers_that_no_float_holds(self, make):
+        for name in ("threshold", "reset_value"):
+            with refused(ValueError, name, "float64", "int"):
+                make(**{name: 10**400})
 
     def test_flags_that_are_not_true_or_false(self, make):
         for name in ("detach_reset", "fire_on_equal", "delay"):
@@ -178,6 +207,32 @@ def test_a_custom_surrogate_runs_in_the_reference_only():
     assert torch.equal(x.grad, wanted[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Steep(sf.surrogate.FastSigmoid):
+    def derivative(self, d):
+        return 2 * super().derivative(d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(sf.surrogate.Surrogate):
+    def derivative(self, d):
+        return self.beta * torch.exp(-self.gamma * d.abs())
+
+
+@pytest.mark.parametrize("own", [Steep(), Own(gamma=2.0)], ids=["of a shape", "of the base"])
+def test_a_subclassed_surrogate_runs_in_the_reference_only(own):
+    layer = sf.IF()
+    for make in (lambda **o: IF(X, **o), sf.IF, sf.LIF, lambda **o: sf.BatchNormIF(3, **o),
+                 lambda surrogate: setattr(layer, "surrogate", surrogate)):  # fmt: skip
+        with refused(TypeError, "surrogate", type(own).__name__, "snnfast.surrogate", "snnfast.reference"):
+            make(surrogate=own)
+    x = torch.randn(4, 7, requires_grad=True)
+    sf.reference.integrate_and_fire(x, surrogate=own)[0].sum().backward()
+    wanted = torch.autograd.grad(sf.reference.integrate_and_fire(x, surrogate=own.derivative)[0].sum(), x)
+    assert torch.equal(x.grad, wanted[0])
+    assert not torch.equal(x.grad, torch.autograd.grad(sf.reference.integrate_and_fire(x)[0].sum(), x)[0])
+
+
 @pytest.mark.parametrize("make", [lambda **o: LIF(X, **o), sf.LIF], ids=["functional", "LIF"])
 def test_time_constants_of_one_step_or_less(make):
     for tau in (1.0, 0.5, 0, -2.0, math.nan, -math.inf):
@@ -186,8 +241,47 @@ def test_time_constants_of_one_step_or_less(make):
     for tau in ("2", True, [2.0]):
         with refused(TypeError, "tau", "number or a tensor", type(tau).__name__):
             make(tau=tau)
+    with refused(ValueError, "tau", "float64", "int"):
+        make(tau=10**400)
     with refused(TypeError, "decay_input", "True or False", "1"):
         make(decay_input=1)
+
+
+@pytest.mark.parametrize("tau", [math.inf, 1 + 1e-9, 1e39])
+def test_a_learned_time_constant_is_one_that_its_dtype_can_hold(tau):
+    layer = sf.LIF(2.0, learn_tau=True)
+    for value in (tau, torch.tensor([2.0, tau], dtype=torch.float64)):
+        with refused(ValueError, "tau", "at least 1 + 1.19e-07", "at most 1.7e+38", "torch.float32", "got "):
+            sf.LIF(value, learn_tau=True)
+        with refused(ValueError, "tau", "at least 1 + 1.19e-07", "at most 1.7e+38", "torch.float32", "got "):
+            layer.tau = value
+    with refused(ValueError, "tau", "shape []", "[2]"):
+        layer.tau = torch.tensor([2.0, 3.0])
+    assert layer.tau.item() == 2.0
+
+
+def test_no_time_constant_is_not_taken_for_no_leak():
+    for make in (lambda: LIF(X, tau=None), lambda: sf.reference.leaky_integrate_and_fire(X, tau=None),
+                 lambda: sf.LIF(None), lambda: sf.LIF(None, learn_tau=True),
+                 lambda: sf.BatchNormLIF(3, tau=None)):  # fmt: skip
+        with refused(TypeError, "tau", "number or a tensor", "NoneType"):
+            make()
+    for layer in (sf.LIF(3.0), sf.LIF(3.0, learn_tau=True), sf.LIF(torch.tensor(3.0)), sf.BatchNormLIF(3)):
+        before = repr(layer)
+        with refused(TypeError, "tau", "number or a tensor", "NoneType"):
+            layer.tau = None
+        assert repr(layer) == before
+
+
+@pytest.mark.parametrize("make", [sf.IF, lambda: sf.BatchNormIF(3)], ids=["IF", "BatchNormIF"])
+def test_a_layer_without_leak_takes_no_time_constant(make):
+    layer = make()
+    for name, value in (("tau", 3.0), ("tau", None), ("tau", torch.tensor(3.0)), ("decay_input", True)):
+        with refused(TypeError, name, "IF has no leak"):
+            setattr(layer, name, value)
+        assert not hasattr(layer, name)
+    layer.threshold = 0.5
+    assert not layer._dynamics.leaky
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.5, math.nan])
@@ -314,6 +408,19 @@ def test_invalid_options_after_construction_leave_the_layer_as_it_was():
     assert carrying.delay is False
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_tables_of_a_layer_are_floating_point(dtype):
+    table = torch.tensor([2, 3, 4]).to(dtype)
+    for learn in (True, False):
+        with refused(TypeError, "threshold", str(dtype), "float32"):
+            sf.IF(table, learn_threshold=learn)
+        with refused(TypeError, "tau", str(dtype), "float32"):
+            sf.LIF(table, learn_tau=learn)
+    layer = sf.LIF(torch.full((3,), 2.0), learn_tau=True)
+    with refused(TypeError, "tau", str(dtype), "float32"):
+        layer.tau = table
+
+
 def test_readout_and_overtime_say_what_they_need():
     with refused(ValueError, "mode", "'sum' or 'mean'", "'max'"):
         sf.Readout("max")
@@ -321,6 +428,13 @@ def test_readout_and_overtime_say_what_they_need():
         sf.OverTime(refused)
     with refused(ValueError, "[T, B, ...]", "[5]"):
         sf.OverTime(nn.ReLU())(torch.zeros(5))
+    for module in (sf.OverTime(nn.ReLU()), sf.Readout()):
+        with refused(TypeError, type(module).__name__, "tensor", "list"):
+            module([1.0])
+    with refused(ValueError, "Readout", "dimension 1", "[3]"):
+        sf.Readout(time_dim=1)(torch.ones(3))
+    with refused(ValueError, "Readout", "dimension 0", "[]"):
+        sf.Readout()(torch.tensor(1.0))
 
 
 def test_options_go_by_name():

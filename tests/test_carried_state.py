@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from configurations import error
+from torch.utils.checkpoint import checkpoint
 
 import snnfast as sf
 
@@ -136,6 +137,45 @@ def test_a_state_from_inference_mode_does_not_stop_training():
     x = currents(5, 4, 3).requires_grad_()
     layer(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+@makers
+def test_a_state_from_inference_mode_is_where_training_goes_on(make):
+    layer, x = make(carry_state=True), currents(10, 4, 3)
+    whole = make()(x)
+    with torch.inference_mode():
+        layer(x[:5])
+    after = x[5:].clone().requires_grad_()
+    spikes = layer(after)
+    assert torch.equal(spikes, whole[5:])
+    spikes.sum().backward()
+    assert after.grad.abs().sum() > 0
+    with torch.inference_mode():
+        layer(x)
+
+
+@pytest.mark.parametrize("make", [*MAKERS.values(), lambda **o: sf.BatchNormIF(3, **o)], ids=[*MAKERS, "BatchNormIF"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_of_a_carried_state_is_refused(make, reentrant):
+    """It calls the layer once more during backward, from the state that the first call left."""
+    layer, x = make(carry_state=True), currents(5, 4, 3).requires_grad_()
+    spikes = checkpoint(layer, x, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match=r"carry_state=True.*v0 as an argument"):
+        spikes.sum().backward()
+
+
+def test_the_functional_form_can_be_checkpointed_with_its_state():
+    x = currents(10, 4, 3, dtype=torch.float64).requires_grad_()
+
+    def run(x, v0):
+        return sf.functional.integrate_and_fire(x, v0, threshold=0.7, reset="soft")
+
+    def in_pieces(call):
+        first, v = call(x[:5], torch.zeros(4, 3, dtype=torch.float64))
+        second, _ = call(x[5:], v)
+        return torch.autograd.grad(first.sum() + second.square().sum(), x)[0]
+
+    assert torch.equal(in_pieces(lambda *a: checkpoint(run, *a, use_reentrant=False)), in_pieces(run))
 
 
 def test_assigned_options_keep_the_state():

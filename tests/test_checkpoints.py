@@ -98,6 +98,36 @@ def test_a_state_dict_copied_into_a_plain_dict_still_loads():
     assert loaded.threshold.item() == pytest.approx(0.9) and loaded.surrogate == Triangle()
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [{"shape": "Parabola", "gamma": 1.0, "beta": 1.0}, {"shape": "Surrogate", "gamma": 1.0, "beta": 1.0},
+     {"shape": "Triangle", "gamma": -1.0, "beta": 1.0}, {"shape": "Triangle", "gamma": "1", "beta": 1.0},
+     {"shape": "Triangle"}, {"shape": ["Triangle"], "gamma": 1.0, "beta": 1.0}, "Triangle"],
+    ids=str,
+)  # fmt: skip
+def test_a_surrogate_that_does_not_exist_is_named_by_the_error(saved):
+    net = nn.Sequential(sf.IF(surrogate=Rectangle()))
+    state = net.state_dict()
+    state._metadata["0"]["surrogate"] = saved
+    with pytest.raises(RuntimeError, match=r"surrogate of '0'.*FastSigmoid, Triangle"):
+        net.load_state_dict(state)
+    assert net[0].surrogate == Rectangle()
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_surrogate():
+    state = sf.IF(torch.ones(3), surrogate=Triangle()).state_dict()
+    layer = sf.IF(torch.ones(4), surrogate=Rectangle())
+    with pytest.raises(RuntimeError, match="size mismatch for threshold"):
+        layer.load_state_dict(state)
+    assert layer.surrogate == Rectangle()
+
+
+def test_a_checkpoint_loaded_without_strict_still_brings_its_surrogate():
+    layer = sf.IF(0.5, learn_threshold=True)
+    layer.load_state_dict(sf.IF(0.5, surrogate=Triangle()).state_dict(), strict=False)
+    assert layer.surrogate == Triangle()
+
+
 def test_an_optimizer_and_its_network_resume_to_the_same_losses():
     def make():
         torch.manual_seed(1)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,7 +73,9 @@ WRONG = {
     "--lr 0": "lr must be a finite number above 0, got 0.0",
     "--lr nan": "lr must be a finite number above 0, got nan",
     "--seed -1": "seed must be an integer of at least 0",
-    "--threads 0": "threads must be an integer of at least 1, got 0",
+    "--threads 0": "threads must be an integer of at least 1 and at most 1024, got 0",
+    "--threads 100000": "threads must be an integer of at least 1 and at most 1024, got 100000",
+    "--threads 99999999999": "threads must be an integer of at least 1 and at most 1024, got 99999999999",
     "--data minst": "unknown data set 'minst'; known: digits, mnist",
     "--data mnist": "the data set 'mnist' is read from a folder",
     "--data mnist --data-dir nowhere": "data folder 'nowhere' does not exist",
@@ -81,6 +87,7 @@ WRONG = {
     "--device cuda:99": "device 'cuda:99': ",
     "--out taken": "output folder ",
     "--out taken/deeper": "output folder ",
+    "--out=": "out must name a folder ('.' is the current one), got ''",
     "--bogus": "unrecognized arguments: --bogus",
 }
 
@@ -142,6 +149,35 @@ def test_an_interruption_is_not_a_traceback(
     monkeypatch.setattr(training, "train", interrupted)
     assert main(["train", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err.strip() == "snnfast: interrupted"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_training_prints_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "snnfast", "train", *QUICK, "--out", str(tmp_path)]
+    finished = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True)
+    assert finished.returncode == 0, finished.stderr.decode()
+    assert ("1×8×8" if encoding == "utf-8" else "1?8?8") in finished.stdout.decode()
+
+
+def test_an_interrupted_measuring_process_prints_no_traceback(tmp_path: Path) -> None:
+    """Ctrl-C reaches the measuring process, which runs under another allocator, and the one that waits for it."""
+    command = [sys.executable, "-P", "-m", "snnfast.benchmarks", "--quick", "--device", "cpu"]
+    command += ["--worker", str(tmp_path / "results.json")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    first = process.stderr.readline()  # a case was measured
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert first and process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_an_interruption_of_the_measuring_process_is_one_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = importlib.import_module("snnfast.benchmarks.run")
+    ended = subprocess.CompletedProcess([], 130)
+    monkeypatch.setattr(run.subprocess, "run", lambda *arguments, **options: ended)
+    with pytest.raises(KeyboardInterrupt):
+        run._measure_in_child(run._parser().parse_args(["--quick"]), "cpu", {})
 
 
 def test_bench_passes_everything_on_to_the_benchmark_suite(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from configurations import error
 from torch import nn
+from torch.autograd import forward_ad
 
 import snnfast as sf
 from snnfast import ops
@@ -15,6 +16,7 @@ from snnfast.dynamics import make_dynamics
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -252,3 +254,36 @@ def test_the_ops_pass_torchs_own_check(name):
         backward = (*sent, current, v0, threshold, tau, checkpoints, *dynamics.numbers, steps, time_dim, wanted)
         if any(g is not None for g in sent):
             torch.library.opcheck(torch.ops.snnfast.integrate_backward.default, backward)
+
+
+def test_a_threshold_changed_in_place_compiles_nothing_again():
+    layer, x = sf.IF(torch.tensor(1.0)), normal(6, 4, 3)
+    call = compiled(layer)
+    for threshold in (0.1 * k for k in range(1, 13)):  # more than the compiler's limit
+        layer.threshold.fill_(threshold)
+        assert torch.equal(call(x), sf.IF(layer.threshold)(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+TRANSFORMS = {
+    "grad": lambda call, x: torch.func.grad(lambda x: call(x).sum())(x),
+    "vmap": lambda call, x: torch.func.vmap(call, in_dims=1, out_dims=1)(x),
+    "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,))[1],
+    "forward mode": lambda call, x: forward_mode(call, x),
+}
+
+
+def forward_mode(call, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(call(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_compiled_transform_of_a_layer_is_refused(transform):
+    layer, x = sf.IF(), normal(6, 4, 3)
+    words = "no forward-mode derivative" if transform == "forward mode" else r"torch\.func"
+    with pytest.raises(NotImplementedError, match=f"IF .*{words}"):
+        torch.compile(lambda x: TRANSFORMS[transform](layer, x), backend="aot_eager")(x)
+    # Without graph breaks the compiler wraps the error in its own; what matters is that no gradient is silently 0.
+    with pytest.raises(Exception, match=f"IF .*{words}"):
+        compiled(lambda x: TRANSFORMS[transform](layer, x))(x)

@@ -145,6 +145,24 @@ def test_an_extreme_time_constant_gives_finite_results(logit):
     assert layer.tau_logit.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("tau", "dtype"),
+    [(200.0, torch.bfloat16), (2000.0, torch.float16), (3e4, torch.float16), (1e8, torch.float32),
+     (1e30, torch.float32), (1 + 1e-6, torch.float32), (1 + 1e-12, torch.float64), (1e300, torch.float64)],
+)  # fmt: skip
+def test_a_learned_tau_of_any_size_is_kept_and_learns(tau, dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if dtype == torch.float64 else torch.float32)
+    try:
+        layer = sf.LIF(tau, learn_tau=True).to(dtype)
+    finally:
+        torch.set_default_dtype(before)
+    bound = {torch.bfloat16: 0.02, torch.float16: 0.01}.get(dtype, 1e-4)  # of rounding the logit
+    assert (layer.tau - 1).item() == pytest.approx(tau - 1, rel=0.15 if tau < 1.1 else bound)
+    layer.tau.backward()
+    assert layer.tau_logit.grad.item() == pytest.approx(1 - tau, rel=0.15 if tau < 1.1 else bound)
+
+
 def test_fixed_tables_are_buffers_and_numbers_stay_numbers():
     given = torch.tensor([0.5, 1.0, 1.5], requires_grad=True)
     layer = sf.LIF(torch.tensor([2.0, 3.0, 4.0]), given)

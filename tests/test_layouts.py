@@ -85,7 +85,7 @@ def test_spikes_and_gradients_are_written_everywhere_and_nowhere_else(kernels):
     assert torch.equal(base, before)
 
 
-@pytest.mark.parametrize("shape", [(5, 0), (3, 0, 4), (3, 2, 0, 4), (1, 0, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 0), (3, 0, 4), (8, 5, 0), (3, 2, 0, 4), (4, 2, 3, 0), (1, 0, 0)], ids=str)
 @pytest.mark.parametrize("time_dim", [0, 1])
 @pytest.mark.parametrize("call", ["integrate_and_fire", "leaky_integrate_and_fire"])
 def test_no_neurons_give_an_empty_result(kernels, call, shape, time_dim):
@@ -110,7 +110,29 @@ def test_no_neurons_with_tables_held_and_in_layers():
         assert spikes.shape == (20, 0, channels)
         spikes.sum().backward()
         assert x.grad.shape == x.shape and table.grad.shape == table.shape and table.grad.abs().sum() == 0
+    one = torch.tensor(1.5, requires_grad=True)
+    for tables in ({"tau": torch.empty(0), "threshold": one}, {"tau": one, "threshold": torch.empty(0)}):
+        spikes, _ = sf.functional.leaky_integrate_and_fire(torch.empty(3, 2, 0), reset_value=0.5, **tables)
+        assert spikes.shape == (3, 2, 0)
+        assert torch.autograd.grad(spikes.sum(), one)[0] == 0
     layer = sf.LIF(learn_tau=True, carry_state=True)
     assert layer(torch.empty(4, 0, 3)).shape == (4, 0, 3) and layer.state.shape == (0, 3)
     layer(torch.empty(4, 0, 3)).sum().backward()
     assert layer.tau_logit.grad == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((4, 0, 3), {}), ((4, 5, 0), {}), ((4, 5, 0), {"time_dim": 1}), ((4, 5, 3, 0), {"reset": "soft"}),
+     ((0, 3), {"steps": 4}), ((5, 0), {"steps": 4})],
+    ids=str,
+)  # fmt: skip
+def test_no_neurons_of_a_batch_norm_give_an_empty_result_and_leave_its_statistics(shape, options, training):
+    options = dict(options)
+    steps = options.pop("steps", None)
+    layer = sf.BatchNormIF(shape[1 if steps else 2], **options).train(training)
+    x = torch.empty(shape, requires_grad=True)
+    layer(x, steps=steps).sum().backward()
+    assert x.grad.shape == shape and layer.weight.grad.abs().sum() == 0
+    assert (layer.running_mean == 0).all() and (layer.running_var == 1).all()

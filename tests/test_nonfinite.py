@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import snnfast as sf
+from snnfast import _backend
 from snnfast import surrogate as shapes
 
 SURROGATES = [getattr(shapes, name)() for name in
@@ -102,6 +103,21 @@ def test_an_infinite_threshold_never_fires_and_makes_no_nan(kernels, surrogate, 
             assert torch.equal(gradient, after.expand_as(gradient))
 
 
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("fire_on_equal", [False, True])
+def test_an_infinite_potential_does_not_reach_an_infinite_threshold(kernels, reset, fire_on_equal):
+    x = torch.tensor([[0.3, math.inf, -math.inf]] * 5, device=kernels.device)
+    outputs = [
+        module.integrate_and_fire(
+            x, threshold=math.inf, reset=reset, fire_on_equal=fire_on_equal, return_potential=True
+        )
+        for module in (sf.functional, sf.reference)
+    ]
+    for ours, theirs in zip(*outputs, strict=True):
+        assert torch.equal(ours, theirs) and not ours.isnan().any()
+    assert outputs[0][0].sum() == 0
+
+
 @resets
 def test_a_learned_infinite_threshold_makes_no_nan(kernels, reset, detached):
     x = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0)).to(kernels.device).requires_grad_()
@@ -137,3 +153,38 @@ def test_half_types_overflow_to_infinity_in_the_potential_of_their_own_neuron_on
         assert torch.equal(spikes[:, 0], sf.functional.integrate_and_fire(x[:, :1], reset=reset)[0][:, 0])
         assert (spikes[:, 1:] == 1).all() and x.grad.isfinite().all()
         x.grad = None
+
+
+@pytest.fixture
+def chosen_again():
+    best = _backend.core.instruction_set()
+    yield
+    assert _backend.core.use_instruction_set(best)
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("steps", [3, 18])
+def test_float16_currents_count_where_subnormal_numbers_are_taken_for_zero(
+    kernels, chosen_again, steps, instruction_set
+):
+    """float16's subnormal numbers are ordinary ones in float32, the dtype of the potential."""
+    if not _backend.core.use_instruction_set(instruction_set):
+        pytest.skip(f"no {instruction_set} here")
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    values = bits[bits.isfinite()].to(kernels.device)  # all there are
+    x = torch.stack([values] * steps)[:, None]
+
+    def run():
+        return sf.functional.integrate_and_fire(x, threshold=0.0, reset="soft", return_potential=True)
+
+    wanted = run()
+    assert torch.equal(wanted[2][0, 0], values.float())
+    available = torch.set_flush_denormal(True)
+    try:
+        found = run()
+    finally:
+        torch.set_flush_denormal(False)
+    if not available:
+        pytest.skip("this processor has no such mode")
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours, theirs)

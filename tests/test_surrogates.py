@@ -82,6 +82,19 @@ def test_zero_sharpness_is_a_constant_slope_and_zero_height_is_none(kernels, sha
     assert kernel_derivative(shape(gamma=3.0, beta=0.0), d).abs().max() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
+def test_no_sharpness_makes_a_nan(kernels, shape, dtype):
+    largest = torch.finfo(torch.float32).max
+    d = torch.tensor([-math.inf, -1.0, -0.0, 0.0, 1e-30, 1.0, math.inf], dtype=dtype, device=kernels.device)
+    for gamma in (0.0, 1e-45, 1e-300, 1e-39, 1e38, largest):
+        for beta in (1.0, 3e38):
+            surrogate = shape(gamma=gamma, beta=beta)
+            found = kernel_derivative(surrogate, d)
+            assert found.isfinite().all() and (found[[0, -1]] == 0).all() and (found[[2, 3]] > 0).all()
+            torch.testing.assert_close(found, surrogate.derivative(d), rtol=2e-5, atol=1e-36)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
 def test_the_defaults_are_the_documented_ones(shape):
     assert (shape().gamma, shape().beta) == pytest.approx(DEFAULTS[shape.__name__], rel=1e-15)
@@ -97,6 +110,11 @@ def test_sharpness_and_height_are_checked(shape, field):
     for value in (-1.0, -1e-30, math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match=rf"{field} must be finite and not negative, got {value}"):
             shape(**{field: value})
+    for value in (1e39, 1e300):
+        with pytest.raises(ValueError, match=rf"{field} must be at most 3.4028235e\+38, the largest float32"):
+            shape(**{field: value})
+    with pytest.raises(ValueError, match=rf"{field} must be within the range of float64"):
+        shape(**{field: 10**400})
     for value in (True, "2", None, 1j, torch.tensor(1.0)):
         with pytest.raises(TypeError, match=rf"{field} must be a number, got {type(value).__name__}"):
             shape(**{field: value})

@@ -18,6 +18,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "mnist": {"epochs": 2, "batch_size": 64, "lr": 3e-3},
 }
 
+MOST_THREADS = 1024
+"""More than any machine's cores; each thread takes memory, of which a machine runs out."""
+
 
 class OptionError(ValueError):
     """An option outside its range; the message names it, what came and what is allowed."""
@@ -63,9 +66,11 @@ class TrainOptions:
         _check_integer("batch_size", self.batch_size, least=1)
         _check_integer("seed", self.seed, least=0, most=2**63 - 1)
         if self.threads is not None:
-            _check_integer("threads", self.threads, least=1)
+            _check_integer("threads", self.threads, least=1, most=MOST_THREADS)
         if not (isinstance(self.lr, int | float) and math.isfinite(self.lr) and self.lr > 0):
             raise OptionError(f"lr must be a finite number above 0, got {self.lr!r}")
+        if not self.out:
+            raise OptionError("out must name a folder ('.' is the current one), got ''")
 
     @classmethod
     def for_data(cls, data: str, **given: Any) -> TrainOptions:

@@ -1,0 +1,13 @@
+"""Checks that several modules share."""
+
+from __future__ import annotations
+
+
+def number(name: str, value: object, allowed: str = "a number") -> float:
+    """A Python number as a float; TypeError for anything else, ValueError for an int that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be within the range of float64, got an int beyond it") from None
