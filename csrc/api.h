@@ -1,8 +1,8 @@
 // What a call of the core is made of. Plain data only: the CPU code, the CUDA launch code and the kernels themselves
 // (as kernel arguments) all read these structs. The core knows no torch; pointers are borrowed for the call.
 //
-// A tensor with time is read as [outer, steps, inner]: element (o, t, i) lies at o * outer_stride + t * step_stride + i.
-// A tensor without time is dense: neuron (o, i) lies at o * inner + i, its flat index.
+// A tensor with time is read as [outer, steps, inner]: element (o, t, i) lies at
+// o * outer_stride + t * step_stride + i. A tensor without time is dense: neuron (o, i) lies at o * inner + i, its flat index.
 #pragma once
 
 #include "platform.h"
@@ -141,8 +141,8 @@ struct MomentsCall {
 
 // The per-channel arithmetic between the passes, in double. Null is not given, or not wanted.
 struct ChannelCall {
-    // From the neurons' contributions to moments and tables; from given moments to tables; from the sums of gradients to
-    // the gradients of the parameters and the tables of the backward pass.
+    // From the neurons' contributions to moments and tables; from given moments to tables; from the sums of gradients
+    // to the gradients of the parameters and the tables of the backward pass.
     enum class From : int { contributions, moments, gradients };
     From from = From::contributions;
     DType dtype = DType::float32;            // of the current; tables have its state's dtype

@@ -123,7 +123,7 @@ public:
                 keep(static_cast<S*>(call_.checkpoints) + kept * layout.neurons(), tile, v_);
             }
             const i64 last = first + checkpoint_interval < layout.steps ? first + checkpoint_interval : layout.steps;
-            for_each_pass(first, last, [&](auto steps, i64 from) { pass<steps()>(tile, from); });
+            for_each_pass<pass_steps<Extras>>(first, last, [&](auto steps, i64 from) { pass<steps()>(tile, from); });
         }
         keep(call_.last, tile, v_);
         spikes_.leave(tile);
@@ -174,6 +174,7 @@ template <class Storage, class D, class Surrogate, Currents How, bool Extras>
 class BackwardTiles {
     using S = State<Storage>;
     using V = Vector<S>;
+    static constexpr int most = pass_steps<Extras>;
 
 public:
     explicit BackwardTiles(const BackwardCall& call)
@@ -210,10 +211,13 @@ public:
             start_state(block_v_, start, S(rest(dynamics_)), tile);
             std::memcpy(v_, block_v_, tile.span * sizeof(S));
             // The last pass is walked back as it is rebuilt: its potentials need not leave the registers.
-            const i64 fresh = last - first >= pass_steps ? last - pass_steps : last;
-            for_each_pass(first, fresh, [&](auto steps, i64 from) { rebuild<steps()>(tile, first, from); });
-            if (fresh < last) walk_back<pass_steps, true>(tile, first, fresh);
-            for_each_pass(first, fresh, [&](auto steps, i64 from) {  // in reverse, from the last step to the first
+            i64 fresh = last;
+            if constexpr (!Extras)
+                if (last - first >= most) fresh = last - most;
+            for_each_pass<most>(first, fresh, [&](auto steps, i64 from) { rebuild<steps()>(tile, first, from); });
+            if constexpr (!Extras)
+                if (fresh < last) walk_back<most, true>(tile, first, fresh);
+            for_each_pass<most>(first, fresh, [&](auto steps, i64 from) {  // in reverse, from last to first
                 walk_back<steps(), false>(tile, first, first + fresh - steps() - from);
             });
         }
@@ -265,7 +269,7 @@ private:
         Storage* const residual = residual_.at(from);
         const i64 x_step = currents_.x.step, g_step = g_.step, p_step = p_.step, out_step = out_.step;
         const i64 residual_step = residual_.step;
-        S* const rebuilt = h_[from - block];
+        const S* const rebuilt = h_[from - block];
         const D dynamics = dynamics_;
         const S gamma = gamma_, beta = beta_;
         const bool past_caches = may_stream_ && !tile.staged;
@@ -280,11 +284,7 @@ private:
                 grad_spikes[t] = t < given ? load(g + t * g_step + i) : V{};
                 if (!Fresh) potentials[t] = load(rebuilt + t * rebuilt_length + i);
             }
-            if (Fresh) {
-                rebuild_vector(potentials, k, from, i);
-                if (Extras)  // potential_before asks
-                    for (int t = 0; t < Steps; ++t) store(rebuilt + t * rebuilt_length + i, potentials[t]);
-            }
+            if (Fresh) rebuild_vector(potentials, k, from, i);
             V centered[Steps];
             const Normalizer<V> n = currents_.normalizers.at(i);
             if (normalized) {
@@ -403,7 +403,7 @@ public:
         x_ = current_.enter(tile);
         std::memset(sum_, 0, tile.span * sizeof(S));
         std::memset(squares_, 0, tile.span * sizeof(S));
-        for_each_pass(i64(1), steps_, [&](auto steps, i64 from) { pass<steps()>(tile, from); });
+        for_each_pass<pass_steps<false>>(i64(1), steps_, [&](auto steps, i64 from) { pass<steps()>(tile, from); });
         for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
             const Contribution<V> mine = contribution(load(x_.first + i), pivot_values_.at(0, i), load(sum_ + i),
                                                       load(squares_ + i), S(steps_));
@@ -474,8 +474,8 @@ void with_storage(DType dtype, Use use) {
 
 bool any_table(const Tables& tables) { return tables.threshold || tables.leak || tables.gain || tables.drive; }
 
-// Calls `use` with the policies of a call: dynamics, how currents are read, extras. `usual`: nothing about the surrogate
-// asks for the kernels that can do everything.
+// Calls `use` with the policies of a call: dynamics, how currents are read, extras. `usual`: nothing about the
+// surrogate asks for the kernels that can do everything.
 template <class S, class Call, class Use>
 void with_policies(const Call& call, bool extras, bool usual, Use use) {
     using Plain = std::integral_constant<Currents, Currents::plain>;
@@ -520,7 +520,7 @@ void backward_on_cpu(const BackwardCall& call, int threads) {
             const auto run = [&](auto shape) {
                 run_tiles<Storage, BackwardTiles<Storage, D, decltype(shape), how(), with_extras()>>(call, threads);
             };
-            // Kernels that know the dynamics or normalize know the surrogate too: each kind more is minutes of building.
+            // Kernels that know the dynamics or normalize know the surrogate too: each kind more is build time.
             if constexpr (with_extras() || (std::is_same_v<D, General<State<Storage>>> && how() == Currents::plain))
                 with_shape(call.surrogate.shape, run);
             else

@@ -9,7 +9,7 @@
 namespace snnfast {
 inline namespace SNNFAST_TARGET {
 
-constexpr i64 serial_threshold = 1 << 15;  // values (neurons * steps) below which a second thread costs more than it does
+constexpr i64 serial_threshold = 1 << 15;  // values below which a second thread costs more than it does
 
 // Running sums of a fixed number whatever the instruction set, so that the order of additions is one.
 template <class S>

@@ -15,7 +15,9 @@ namespace snnfast {
 inline namespace SNNFAST_TARGET {
 
 constexpr i64 tile_length = 1024;
-constexpr int pass_steps = 4;
+// Steps at once. Where extras are asked for, one: those kernels are many, and each body more is build time.
+template <bool Extras>
+constexpr int pass_steps = Extras ? 1 : 4;
 
 struct Tile {
     i64 outer;
@@ -196,17 +198,21 @@ public:
     }
 };
 
-// Splits [first, last) into passes of pass_steps steps, two and one, and calls pass(their number as a type, first step).
-// A number known to the compiler lets it load all of a pass's steps before it computes: a load behind a store of
-// another tensor at the same offset into a page would wait for it.
-template <class Pass>
+// Splits [first, last) into passes of Most steps, and for the rest of two and one, and calls pass(their number as a
+// type, first step). A number known to the compiler lets it load all of a pass's steps before it computes: a load
+// behind a store of another tensor at the same offset into a page would wait for it.
+template <int Most, class Pass>
 SNNFAST_HD void for_each_pass(i64 first, i64 last, Pass pass) {
-    for (; first + pass_steps <= last; first += pass_steps) pass(std::integral_constant<int, pass_steps>{}, first);
-    if (first + 2 <= last) {
-        pass(std::integral_constant<int, 2>{}, first);
-        first += 2;
+    for (; first + Most <= last; first += Most) pass(std::integral_constant<int, Most>{}, first);
+    if constexpr (Most > 2) {
+        if (first + 2 <= last) {
+            pass(std::integral_constant<int, 2>{}, first);
+            first += 2;
+        }
     }
-    if (first < last) pass(std::integral_constant<int, 1>{}, first);
+    if constexpr (Most > 1) {
+        if (first < last) pass(std::integral_constant<int, 1>{}, first);
+    }
 }
 
 }  // namespace SNNFAST_TARGET

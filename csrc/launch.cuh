@@ -84,9 +84,10 @@ private:
     template <class D>
     static void run_specialised_backward(const BackwardCall& call, void* stream) {
         constexpr int width = backward_width, block = checkpoint_interval;
-        if (call.normalization.mean)
-            run_backward<width, block, FastSigmoid, D, Currents::normalized, false>(call, stream);
-        else if (call.layout.steps <= steps_ahead)
+        if constexpr (sizeof(Storage) < 8)
+            if (call.normalization.mean)
+                return run_backward<width, block, FastSigmoid, D, Currents::normalized, false>(call, stream);
+        if (call.layout.steps <= steps_ahead)
             run_backward<width, steps_ahead, FastSigmoid, D, Currents::plain, false>(call, stream);
         else
             run_backward<width, block, FastSigmoid, D, Currents::plain, false>(call, stream);
@@ -127,7 +128,9 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
     const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
     const bool fast_sigmoid = call.surrogate.shape == Shape::fast_sigmoid;
     const bool normalized = call.normalization.mean;
-    if (wide && fast_sigmoid && !extras) {
+    // Two doubles' normalization and potentials are more than a thread's registers.
+    const bool fits_registers = sizeof(Storage) < 8 || !normalized;
+    if (wide && fast_sigmoid && !extras && fits_registers) {
         if (is_hard_detached(call.dynamics)) return run_specialised_backward<HardDetached<S>>(call, stream);
         if (is_soft_attached(call.dynamics)) return run_specialised_backward<SoftAttached<S>>(call, stream);
         if (normalized) return run_specialised_backward<General<S>>(call, stream);

@@ -1,7 +1,8 @@
 // The CUDA kernels that pack spikes to bits. The tests also run this file on the host; keep it free of CUDA's headers.
 //
 // A thread moves a few pieces that lie a block's width apart, so that neighbouring threads touch neighbouring memory;
-// it issues all its loads before the first store. Wide: the spikes start on 16 bytes and are read and written 16 at a time.
+// it issues all its loads before the first store. Wide: the spikes start on 16 bytes and are read and written 16 at a
+// time.
 #pragma once
 
 #include "kernels.cuh"

@@ -45,8 +45,8 @@ SNNFAST_HD unsigned pack_group(const Word* from) {
 #endif
 }
 
-// The spikes of every value of a few bits, 16 bytes of them: what a group is unpacked from. Comparing lanes instead is no
-// faster, and SSE2 has no such comparison of 64 bits.
+// The spikes of every value of a few bits, 16 bytes of them: what a group is unpacked from. Comparing lanes instead is
+// no faster, and SSE2 has no such comparison of 64 bits.
 template <class Word>
 struct Table {
     typedef Word Vector __attribute__((vector_size(16)));
