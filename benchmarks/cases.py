@@ -166,12 +166,16 @@ def _short(shape: Iterable[int]) -> str:
 
 def _headline() -> Iterable[Case]:
     for shape in SHAPES:
-        # compiling takes a minute and grows with T, so a first run sees it once, at the shortest
+        yield Case(f"if-{_short(shape)}", "one layer, training", shape, seconds=4.0)
+    for shape in SHAPES:
+        # Apart, since a side that moves ten times the memory leaves every side after it cold caches. Compiling takes a
+        # minute and grows with T, so a first run sees it once, at the shortest.
         compiled = ("compiled",) if shape == SHAPES[0] else ()
-        yield Case(f"if-{_short(shape)}", "one layer, training", shape, sides=LOOPS + compiled + PEERS, seconds=6.0,
-                   suites=frozenset({"default"}))
-        yield Case(f"if-{_short(shape)}-all", "one layer, training", shape, suites=FULL, seconds=20.0,
-                   sides=(*LOOPS, "compiled", *PEERS))
+        yield Case(f"if-{_short(shape)}-peers", "one layer, training, beside other libraries", shape, seconds=4.0,
+                   sides=LOOPS + compiled + PEERS, suites=frozenset({"default"}))
+        yield Case(f"if-{_short(shape)}-all", "one layer, training, beside other libraries", shape, suites=FULL,
+                   seconds=20.0, sides=(*LOOPS, "compiled", *PEERS))
+    for shape in SHAPES:
         yield Case(f"if-{_short(shape)}-inference", "one layer, inference", shape, training=False,
                    sides=LOOPS + PEERS, seconds=2.0)
     yield Case("if-quick", "one layer, training", (4, 4, 8, 8, 8), suites=frozenset({"quick"}), seconds=0.2)
@@ -229,9 +233,11 @@ def _batch_norm() -> Iterable[Case]:
         neuron = Neuron("BatchNormIF", {"num_features": shape[2]})
         name, group = _short(shape), "batch norm + IF, training"
         peers = ("spikingjelly", "spikingjelly-native", "spikingjelly-triton", "spikingjelly-torch")
-        yield Case(f"bn-{name}", group, shape, neuron=neuron, sides=(*sides, *peers), suites=suites, seconds=4.0)
-        yield Case(f"bn-residual-{name}", group, shape, neuron=neuron, sides=(*sides, *peers), suites=suites,
-                   block="residual", seconds=3.0, note="with a residual current, which gets a gradient too")
+        yield Case(f"bn-{name}", group, shape, neuron=neuron, sides=sides, suites=suites, seconds=4.0)
+        yield Case(f"bn-residual-{name}", group, shape, neuron=neuron, sides=sides, suites=suites, block="residual",
+                   seconds=3.0, note="with a residual current, which gets a gradient too")
+        yield Case(f"bn-{name}-peers", f"{group}, beside other libraries", shape, neuron=neuron, suites=suites,
+                   sides=(*sides, *peers), seconds=3.0)
         if shape == SHAPES[1]:
             yield Case(f"bn-{name}-all", group, shape, neuron=neuron, sides=everyone, suites=FULL, seconds=20.0)
             yield Case(f"bn-{name}-bfloat16", group, shape, dtype=torch.bfloat16, neuron=neuron, suites=FULL,

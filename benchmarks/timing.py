@@ -20,7 +20,9 @@ Step = Callable[[], object]
 class CpuClock:
     """Wall-clock time of an iteration, in seconds."""
 
-    shortest = 3e-4  # a sample spans at least this long, so that the clock's own cost vanishes
+    # A sample spans at least this long, so that the clock's own cost vanishes, and what the side before it left in the
+    # caches falls on a few of its iterations only.
+    shortest = 5e-3
 
     def sample(self, step: Step, times: int) -> float:
         begin = time.perf_counter()
