@@ -125,12 +125,13 @@ class Activation:
 
     def replacing(self, layer: nn.Module) -> nn.Module:
         """A layer of this kind with the parameters, running statistics, device and mode of one of another kind."""
-        made = self(getattr(layer, "num_features", 0))
+        values = layer.state_dict()
+        example = next((value for value in values.values() if value.is_floating_point()), torch.empty(0))
+        made = self(getattr(layer, "num_features", 0)).to(example)
         own = made.state_dict()
         # A copy without metadata: that would bring the replaced layer's surrogate along.
-        made.load_state_dict({**own, **{name: value for name, value in layer.state_dict().items() if name in own}})
-        example = next(layer.parameters(), torch.empty(0))
-        return made.to(example).train(layer.training)
+        made.load_state_dict({**own, **{name: value for name, value in values.items() if name in own}})
+        return made.train(layer.training)
 
 
 LAYER_TYPES = (IF, LIF, ReLU, BatchNormReLU)
