@@ -15,6 +15,15 @@ from snnfast.convert import largest_current, to_spiking
 from snnfast.models.residual import Convolution
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Where the cores are busy, two threads that wait for each other take many times as long as one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def trained_looking(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """Running statistics of a batch, and scales and shifts as training might leave them; in evaluation mode."""
     for module in network.modules():

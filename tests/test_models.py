@@ -17,6 +17,15 @@ from snnfast.models.residual import Convolution
 from snnfast.surrogate import Triangle
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Where the cores are busy, two threads that wait for each other take many times as long as one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def narrow(
     blocks, num_classes=10, in_channels=3, *, stem="3x3", hidden=None, activation="if", batch_norm=True, steps=10,
     **neuron
