@@ -34,7 +34,8 @@ __all__ = [
     "surrogate",
 ]
 
-_LAZY = ("benchmarks", "data", "models", "training")  # they bring scikit-learn and others; the layers need none of that
+# They bring scikit-learn and others; the layers need none of that.
+_LAZY = ("benchmarks", "convert", "data", "losses", "models", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,41 @@
-"""Spiking networks built on the fused layers.
+"""The paper's networks, spiking and as their ANN twins, built on the fused layers (MATH.md section 9).
 
-Every network takes ``neuron``, a function that makes a spiking layer, so that the same weights run through another
-implementation of the same dynamics; the part before the first neuron is computed once, not for every step.
+:func:`build` makes them by name. Each is a function of its own too: :func:`mnist_net`, :func:`plain_net`,
+:func:`resnet11`, :func:`resnet18`, :func:`resnet50`, with ``activation="if"``, ``"lif"`` or, for the twin, ``"relu"``:
+the same modules without a time axis, under the same parameter names. They take images [B, C, H, W] and give logits
+[B, classes]; the part before the first neuron is computed once, not for every step.
+
+:class:`DigitsNet` is smaller, and takes ``neuron``, a function that makes a spiking layer, so that the same weights run
+through another implementation of the same dynamics.
 """
 
-from snnfast.models.digits import DigitsNet, NeuronFactory, SummedLinear
+from snnfast.models.activations import ACTIVATIONS, Activation, BatchNormReLU, ReLU, ResidualIF, ResidualLIF
+from snnfast.models.convolutional import FeedForwardNet, mnist_net, plain_net
+from snnfast.models.digits import DigitsNet, NeuronFactory
+from snnfast.models.network import Network, SummedLinear
+from snnfast.models.registry import build, digits, names
+from snnfast.models.residual import ResidualBlock, ResNet, resnet11, resnet18, resnet50
 
-__all__ = ["DigitsNet", "NeuronFactory", "SummedLinear"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "BatchNormReLU",
+    "DigitsNet",
+    "FeedForwardNet",
+    "Network",
+    "NeuronFactory",
+    "ReLU",
+    "ResNet",
+    "ResidualBlock",
+    "ResidualIF",
+    "ResidualLIF",
+    "SummedLinear",
+    "build",
+    "digits",
+    "mnist_net",
+    "names",
+    "plain_net",
+    "resnet11",
+    "resnet18",
+    "resnet50",
+]

@@ -6,24 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from snnfast.layers import IF, OverTime, Readout
+from snnfast.models.network import SummedLinear, at_least_one
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one spiking layer: ``layer(current)`` on ``[T, B, …]``, ``layer(current, steps=T)`` on a held ``[B, …]``."""
-
-
-class SummedLinear(nn.Linear):
-    """A linear map of a sum over time, equal to the sum over time of the linear map.
-
-    ``forward(total, steps)``: ``total`` is ``[B, in_features]``, the sum of T = ``steps`` inputs; the result, ``[B,
-    out_features]``, is ``W·total + T·b``, since each step would have added the bias once (MATH.md, section 7).
-    """
-
-    def forward(self, total: torch.Tensor, steps: int) -> torch.Tensor:  # type: ignore[override]
-        bias = None if self.bias is None else self.bias * steps
-        return F.linear(total, self.weight, bias)
 
 
 class DigitsNet(nn.Module):
@@ -56,7 +44,7 @@ class DigitsNet(nn.Module):
             raise ValueError(f"image_shape must be at least 4×4 pixels, got {height}×{width}")
         make_neuron = neuron if neuron is not None else (lambda: IF(reset="soft"))
         first, second, hidden = widths
-        self.steps = _at_least_one(steps)
+        self.steps = at_least_one(steps)
         self.stem = nn.Conv2d(channels, first, 3, padding=1)
         self.neuron1 = make_neuron()
         self.conv = OverTime(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(first, second, 3, padding=1)))
@@ -73,14 +61,8 @@ class DigitsNet(nn.Module):
 
     def forward(self, image: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """Logits ``[B, classes]`` for images ``[B, C, H, W]``, each held for ``steps`` (default: the network's)."""
-        steps = self.steps if steps is None else _at_least_one(steps)
+        steps = self.steps if steps is None else at_least_one(steps)
         spikes = self.neuron1(self.stem(image), steps=steps)
         spikes = self.neuron2(self.conv(spikes))
         spikes = self.neuron3(self.hidden(spikes))
         return self.classifier(self.count(spikes), steps)
-
-
-def _at_least_one(steps: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    return steps

@@ -1,0 +1,138 @@
+"""From a trained ANN to a spiking network without training: the baseline of the paper's tables 2 and 3.
+
+Threshold balancing layer by layer as in Sengupta et al. 2019 (MATH.md section 6), with the soft reset, which loses
+no potential above the threshold (Rueckauer et al. 2017; Han et al. 2020). A spike of a layer stands for its threshold:
+over T steps, a neuron that receives a mean current a emits about T·a/ϑ spikes, so its spike count times ϑ/T is ReLU(a).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnfast.models.activations import Activation
+from snnfast.models.network import Network, at_least_one
+from snnfast.models.residual import Shortcut
+
+__all__ = ["largest_current", "to_spiking"]
+
+
+@torch.no_grad()
+def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Network:
+    """A soft-reset IF network that computes what a trained ReLU network of :mod:`snnfast.models` does, by its rates.
+
+    A copy of the network with IF neurons, in evaluation mode: batch normalization stays the affine map of the current
+    by the running statistics. Then for each neuron layer, input side first, with the earlier ones already set:
+
+    1. its threshold becomes the largest current that it receives, over the batches and all time steps, normalization
+       and residual included;
+    2. the weights that read its spikes are multiplied by that threshold (an identity shortcut gets it as ``scale``), so
+       that every current keeps the ANN's units, biases included.
+
+    Logits are T times the ANN's, approximately, and closer the more steps there are: ``spiking(images, steps=1000)``.
+    Max-pooling (the "7x7" stem) passes a spike where any neuron of the pool fires, and so overestimates the largest
+    rate.
+
+    Args:
+        ann: a network made with ``activation="relu"``; it is left as it is.
+        batches: calibration images, tensors [B, C, H, W], or pairs of which they are the first, moved to the
+            network's device. All are kept in memory: every layer runs over all of them. For L layers that costs
+            L/2 forward passes over the batches.
+        steps: time steps of the calibration, and of the returned network's forward pass where none are named.
+
+    Returns:
+        The spiking network. Thresholds and the shortcuts' scales are plain numbers of its modules: ``torch.save`` it
+        whole; a state dict has the weights alone.
+
+    Raises:
+        TypeError: not such a network.
+        ValueError: a network that is spiking already; no batches; steps below 1; a layer whose largest current is not
+            a positive finite number, by name.
+    """
+    if not isinstance(ann, Network):
+        raise TypeError(f"ann must be a network of snnfast.models, got {type(ann).__name__}")
+    if ann.activation.spiking:
+        raise ValueError(f"ann must be made with activation='relu', got {ann.activation.kind!r}")
+    at_least_one(steps)
+    device = next(ann.parameters()).device
+    images = [(batch if isinstance(batch, Tensor) else batch[0]).to(device) for batch in batches]
+    if not images:
+        raise ValueError("batches is empty: thresholds are the largest currents over at least one batch")
+    activation = Activation("if", ann.activation.batch_norm, {"reset": "soft"})
+    spiking = ann.with_activation(activation).eval()
+    spiking.steps = steps
+    names = {module: name for name, module in spiking.named_modules()}
+    for neuron, readers in spiking.links():
+        largest = max(largest_current(spiking, neuron, batch) for batch in images)
+        if not (largest > 0 and math.isfinite(largest)):
+            raise ValueError(f"the largest current of {names[neuron]} must be positive and finite, got {largest}")
+        neuron.threshold = largest
+        for reader in readers:
+            _scale_input(reader, largest)
+    return spiking
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the layer that was asked about: what comes after it is not needed."""
+
+
+@torch.no_grad()
+def largest_current(network: Network, neuron: nn.Module, images: Tensor) -> float:
+    """The largest input current of one spiking layer over a batch and all time steps (MATH.md section 6).
+
+    Normalization, by the running statistics, and residual included. Layers after this one do not run.
+
+    Args:
+        network: a spiking network in evaluation mode.
+        neuron: one of ``network.neurons()``.
+        images: [B, C, H, W].
+
+    Raises:
+        ValueError: a network in training mode, or a layer that is not one of its neurons.
+    """
+    if network.training:
+        raise ValueError("network must be in evaluation mode: call network.eval()")
+    if neuron not in network.neurons():
+        raise ValueError("neuron must be one of network.neurons()")
+    found = math.nan
+
+    def measure(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal found
+        current, held = args[0], kwargs.get("steps") is not None
+        if hasattr(layer, "running_mean"):
+            current = _normalized(layer, current, 1 if held else 2)
+        residual = kwargs.get("residual")
+        found = (current if residual is None else current + residual).max().item()
+        raise _Reached
+
+    hook = neuron.register_forward_pre_hook(measure, with_kwargs=True)
+    try:
+        network(images)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return found
+
+
+def _normalized(layer: nn.Module, current: Tensor, channel_dim: int) -> Tensor:
+    """The affine map of a batch normalization in evaluation (MATH.md section 4)."""
+    shape = [1] * current.dim()
+    shape[channel_dim] = -1
+    mean, scale = layer.running_mean, layer.weight / torch.sqrt(layer.running_var + layer.eps)
+    return (current - mean.view(shape)) * scale.view(shape) + layer.bias.view(shape)
+
+
+def _scale_input(reader: nn.Module, factor: float) -> None:
+    """Makes a module see its input multiplied by ``factor``."""
+    for module in reader.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            # What precedes it, pooling and flattening, commutes with a positive factor.
+            module.weight.mul_(factor)
+            return
+    assert isinstance(reader, Shortcut), reader
+    reader.scale *= factor

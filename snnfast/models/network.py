@@ -1,0 +1,140 @@
+"""What all networks share: time, readout, weights at the start, twins."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnfast.layers import Readout
+from snnfast.models.activations import LAYER_TYPES, Activation
+
+__all__ = ["Network", "SummedLinear", "at_least_one", "each_step"]
+
+
+def at_least_one(steps: int) -> int:
+    """``steps``, if it is a number of time steps; ValueError otherwise."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    return steps
+
+
+def each_step(module: nn.Module, maps: Tensor) -> Tensor:
+    """A stateless module of maps [B, C, H, W], applied to all steps at once where they have a time axis in front.
+
+    Spiking networks and their twins are the same code: the twin's activations have no time axis.
+    """
+    if maps.dim() == 4:
+        return module(maps)
+    return module(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+
+
+class SummedLinear(nn.Linear):
+    """A linear map of a sum over time, equal to the sum over time of the linear map.
+
+    ``forward(total, steps)``: ``total`` is ``[B, in_features]``, the sum of T = ``steps`` inputs; the result, ``[B,
+    out_features]``, is ``W·total + T·b``, since each step would have added the bias once (MATH.md, section 7).
+    """
+
+    def forward(self, total: Tensor, steps: int) -> Tensor:  # type: ignore[override]
+        bias = None if self.bias is None else self.bias * steps
+        return F.linear(total, self.weight, bias)
+
+
+class Network(nn.Module):
+    """Images [B, C, H, W] to logits [B, classes], over ``steps`` time steps or, with ReLU, without time.
+
+    The image is a constant current (MATH.md section 7): what precedes the first neuron is computed once and held; the
+    spikes of the last neuron are counted over time before the last linear map. Subclasses give :meth:`features` and
+    :meth:`links`, and call :meth:`initialize` once their modules are there.
+
+    Args:
+        activation: makes the neurons, or ReLUs.
+        steps: time steps of a forward pass that names none.
+
+    Raises:
+        ValueError: steps below 1.
+    """
+
+    head: nn.Module
+    classifier: SummedLinear
+
+    def __init__(self, activation: Activation, steps: int) -> None:
+        super().__init__()
+        self.activation = activation
+        self.steps = at_least_one(steps)
+        self.count = Readout("sum")
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        """Spikes [T, B, ...] (activations [B, ...]) of the last neuron."""
+        raise NotImplementedError
+
+    def links(self) -> list[tuple[nn.Module, list[nn.Module]]]:
+        """Every neuron, input side first, with the modules that its spikes go into."""
+        raise NotImplementedError
+
+    def neurons(self) -> tuple[nn.Module, ...]:
+        """The spiking (or ReLU) layers, input side first."""
+        return tuple(neuron for neuron, _ in self.links())
+
+    def initialize(self) -> None:
+        """He et al. 2015's weights for convolutions, as torchvision's resnets have them; no bias in them.
+
+        Normal with variance 2 / (output channels · kernel area). Linear layers keep torch's own initialization.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, steps: int | None = None) -> Tensor:
+        """Logits [B, classes]: the last layer's currents, summed over time.
+
+        Args:
+            images: [B, C, H, W], floating, each held as a constant current.
+            steps: number of time steps; default the network's own. Not used with ReLU.
+
+        Raises:
+            ValueError: steps below 1, images of another number of dimensions.
+        """
+        steps = self.steps if steps is None else at_least_one(steps)
+        if images.dim() != 4:
+            raise ValueError(f"images must have the shape [B, C, H, W], got {list(images.shape)}")
+        features = self.features(images, steps)
+        if self.activation.spiking:
+            features = self.count(features)
+        else:
+            steps = 1  # the twin adds its bias once
+        return self.classifier(self.head(features), steps)
+
+    def with_activation(self, activation: Activation) -> Network:
+        """A copy whose neurons are of another kind, with this network's weights and running statistics.
+
+        Args:
+            activation: of the copy, with batch normalization where this network has it.
+
+        Raises:
+            ValueError: batch normalization in one and not in the other.
+        """
+        if activation.batch_norm != self.activation.batch_norm:
+            raise ValueError(f"batch_norm must be {self.activation.batch_norm}, as in the network to be copied")
+        copy = deepcopy(self)
+        copy.activation = activation
+        for name, module in list(copy.named_modules()):
+            if isinstance(module, LAYER_TYPES):
+                parent, _, own_name = name.rpartition(".")
+                setattr(copy.get_submodule(parent), own_name, activation.replacing(module))
+        return copy
+
+
+def flat_features(network_name: str, layers: nn.Module, in_channels: int, image_size: int) -> int:
+    """How many features an image has after ``layers``; ValueError where it is too small for them."""
+    with torch.device("meta"):
+        image = torch.empty(1, in_channels, image_size, image_size)
+    try:
+        return deepcopy(layers).to("meta")(image).numel()
+    except RuntimeError:
+        raise ValueError(f"image_size is too small for {network_name}, got {image_size}") from None

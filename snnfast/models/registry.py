@@ -1,0 +1,73 @@
+"""The networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from snnfast.layers import IF, LIF
+from snnfast.models.convolutional import mnist_net, plain_net
+from snnfast.models.digits import DigitsNet
+from snnfast.models.residual import resnet11, resnet18, resnet50
+
+__all__ = ["build", "digits", "names"]
+
+
+def digits(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    *,
+    image_size: int = 8,
+    activation: str = "if",
+    steps: int = 10,
+    widths: tuple[int, int, int] = (32, 64, 128),
+    **neuron: Any,
+) -> DigitsNet:
+    """:class:`snnfast.models.DigitsNet` under the options of the other networks; soft reset unless told otherwise.
+
+    Args:
+        num_classes, in_channels, image_size, steps: as of :func:`snnfast.models.mnist_net`.
+        activation: "if" or "lif"; this network has no ANN twin.
+        widths: channels of the two convolutions and features of the hidden linear layer.
+        **neuron: options of :class:`snnfast.IF` or :class:`snnfast.LIF`.
+
+    Raises:
+        TypeError, ValueError: an option that is not allowed.
+    """
+    kinds = {"if": IF, "lif": LIF}
+    if activation not in kinds:
+        raise ValueError(f"activation must be 'if' or 'lif' for digits, got {activation!r}")
+    options = {"reset": "soft", **neuron}
+    return DigitsNet(
+        (in_channels, image_size, image_size), num_classes, steps=steps, widths=widths,
+        neuron=lambda: kinds[activation](**options),
+    )  # fmt: skip
+
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "digits": digits,
+    "mnist_net": mnist_net,
+    "plain_net": plain_net,
+    "resnet11": resnet11,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that :func:`build` knows."""
+    return tuple(_NETWORKS)
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """The network ``name``, made with ``options``: ``build("resnet18", num_classes=100)`` is ``resnet18(100)``.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+        TypeError, ValueError: an option that the network does not have or allow.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(_NETWORKS)}")
+    return _NETWORKS[name](**options)

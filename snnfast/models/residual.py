@@ -1,0 +1,268 @@
+"""Residual networks: every ReLU a neuron, the shortcut added to the current before it (He et al. 2015; MATH.md, 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from snnfast.models.activations import Activation
+from snnfast.models.network import Network, SummedLinear, each_step
+
+__all__ = ["ResNet", "ResidualBlock", "Shortcut", "resnet11", "resnet18", "resnet50"]
+
+
+class Convolution(NamedTuple):
+    """One convolution of a block: output channels, kernel size, stride; padded so that stride 1 keeps the size."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+
+    def make(self, in_channels: int, bias: bool) -> nn.Conv2d:
+        return nn.Conv2d(in_channels, self.channels, self.kernel, self.stride, padding=self.kernel // 2, bias=bias)
+
+
+class Shortcut(nn.Module):
+    """The current that a block's input spikes give its last neuron, past its convolutions.
+
+    A 1×1 convolution with the block's stride where the width changes (with batch normalization: every current is
+    normalized); where only the size does, an average pool of 1×1 with that stride; otherwise the spikes themselves.
+    ``scale`` is what a spike is worth (1; conversion from an ANN sets it).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.scale = 1.0
+        self.projection: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            convolution = Convolution(out_channels, 1, stride).make(in_channels, not batch_norm)
+            self.projection = nn.Sequential(convolution, *[nn.BatchNorm2d(out_channels)] * batch_norm)
+        elif stride != 1:
+            self.projection = nn.AvgPool2d(1, stride)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """A current for spikes [T, B, C, H, W] (activations [B, C, H, W])."""
+        current = spikes if isinstance(self.projection, nn.Identity) else each_step(self.projection, spikes)
+        return current if self.scale == 1.0 else current * self.scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
+class ResidualBlock(nn.Module):
+    """convolution – neuron – … – convolution – neuron, the shortcut being the last neuron's residual current.
+
+    Args:
+        in_channels: of the block's input.
+        convolutions: what the block computes, input side first; its stride is the product of theirs.
+        activation: makes the neurons.
+    """
+
+    def __init__(self, in_channels: int, convolutions: Sequence[Convolution], activation: Activation) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList()
+        self.activations = nn.ModuleList()
+        channels, stride = in_channels, 1
+        for convolution in convolutions:
+            self.convolutions.append(convolution.make(channels, not activation.batch_norm))
+            self.activations.append(activation(convolution.channels))
+            channels = convolution.channels
+            stride *= convolution.stride
+        self.out_channels = channels
+        self.shortcut = Shortcut(in_channels, channels, stride, activation.batch_norm)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Spikes [T, B, C, H, W] (activations [B, C, H, W]) to those of the last neuron."""
+        residual = self.shortcut(spikes)
+        *inner, last = zip(self.convolutions, self.activations, strict=True)
+        for convolution, neuron in inner:
+            spikes = neuron(each_step(convolution, spikes))
+        convolution, neuron = last
+        return neuron(each_step(convolution, spikes), residual=residual)
+
+    def entries(self) -> list[nn.Module]:
+        """The modules that the block's input goes into."""
+        return [self.convolutions[0], self.shortcut]
+
+
+class ResNet(Network):
+    """stem – neuron – pool – residual blocks – [linear – neuron] – head – linear, the last two on the sum over time.
+
+    Args:
+        stem: makes the held current, [B, channels, H, W], from images.
+        channels: of the stem.
+        pool: after the first neuron; an nn.Identity for none.
+        blocks: the convolutions of each residual block.
+        hidden: in and out features of a linear layer with a neuron of its own, or None.
+        head: from the last neuron's summed spikes [B, ...] to [B, features].
+        num_classes: logits per image.
+        activation, steps: see :class:`snnfast.models.network.Network`.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Conv2d,
+        pool: nn.Module,
+        blocks: Sequence[Sequence[Convolution]],
+        hidden: tuple[int, int] | None,
+        head: nn.Module,
+        num_classes: int,
+        activation: Activation,
+        steps: int,
+    ) -> None:
+        super().__init__(activation, steps)
+        self.stem = stem
+        self.stem_activation = activation(stem.out_channels)
+        self.pool = pool
+        self.blocks = nn.Sequential()
+        channels = stem.out_channels
+        for convolutions in blocks:
+            self.blocks.append(ResidualBlock(channels, convolutions, activation))
+            channels = self.blocks[-1].out_channels
+        self.hidden = self.hidden_activation = None
+        if hidden is not None:
+            self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(*hidden, bias=not activation.batch_norm))
+            channels = hidden[1]
+            self.hidden_activation = activation(channels)
+        self.head = head
+        self.classifier = SummedLinear(channels, num_classes)
+        self.initialize()
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        """Spikes [T, B, ...] (activations [B, ...]) of the last neuron."""
+        spikes = self.stem_activation(self.stem(images), steps=steps)
+        spikes = self.blocks(each_step(self.pool, spikes))
+        if self.hidden is not None:
+            spikes = self.hidden_activation(each_step(self.hidden, spikes))
+        return spikes
+
+    def links(self) -> list[tuple[nn.Module, list[nn.Module]]]:
+        """Every neuron, input side first, with the modules that its spikes go into."""
+        last = [self.classifier] if self.hidden is None else [self.hidden]
+        entries = [*(block.entries() for block in self.blocks), last]
+        links = [(self.stem_activation, entries[0])]
+        for block, readers in zip(self.blocks, entries[1:], strict=True):
+            inner = zip(block.activations[:-1], block.convolutions[1:], strict=True)
+            links += [(neuron, [convolution]) for neuron, convolution in inner]
+            links.append((block.activations[-1], readers))
+        if self.hidden is not None:
+            links.append((self.hidden_activation, [self.classifier]))
+        return links
+
+
+def resnet11(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    image_size: int = 32,
+    activation: str = "if",
+    batch_norm: bool = True,
+    steps: int = 10,
+    **neuron: Any,
+) -> ResNet:
+    """The residual network of Lee et al. 2020 with batch normalization (the paper's table 2; MATH.md section 9).
+
+    conv 3×3 64 – neuron – average pool 2 – four blocks of two 3×3 convolutions, 128, 256, 512 and 512 channels, the
+    second convolution of the second and fourth block with stride 2 – linear 1024 – neuron – linear.
+
+    Args:
+        num_classes: logits per image.
+        in_channels, image_size: of the square images [B, in_channels, image_size, image_size].
+        activation: "if", "lif", or "relu" for the ANN twin.
+        batch_norm: whether every current is batch-normalized; the layers before it have no bias then.
+        steps: time steps of a forward pass that names none.
+        **neuron: options of the neuron, see :class:`snnfast.models.Activation`.
+
+    Raises:
+        TypeError, ValueError: an option that is not allowed; images of fewer than 2×2 pixels.
+    """
+    if image_size < 2:
+        raise ValueError(f"image_size must be at least 2 for resnet11, got {image_size}")
+    made = Activation(activation, batch_norm, neuron)
+    size = image_size // 2
+    blocks = []
+    for channels, stride in ((128, 1), (256, 2), (512, 1), (512, 2)):
+        blocks.append([Convolution(channels), Convolution(channels, stride=stride)])
+        size = (size - 1) // stride + 1
+    return ResNet(
+        Convolution(64).make(in_channels, not batch_norm), nn.AvgPool2d(2), blocks, (512 * size * size, 1024),
+        nn.Identity(), num_classes, made, steps,
+    )  # fmt: skip
+
+
+def _stem(name: str, in_channels: int, bias: bool) -> tuple[nn.Conv2d, nn.Module]:
+    """The first convolution, and the pool after its neuron."""
+    if name == "3x3":
+        return Convolution(64).make(in_channels, bias), nn.Identity()
+    if name == "7x7":
+        return Convolution(64, 7, 2).make(in_channels, bias), nn.MaxPool2d(3, stride=2, padding=1)
+    raise ValueError(f"stem must be '3x3' or '7x7', got {name!r}")
+
+
+def resnet18(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "3x3",
+    activation: str = "if",
+    batch_norm: bool = True,
+    steps: int = 10,
+    **neuron: Any,
+) -> ResNet:
+    """ResNet18 (the paper's figures 3 and 4; MATH.md section 9): four stages of two blocks of two 3×3 convolutions.
+
+    Images of any size: the last maps are averaged, over space and with the sum over time, before the linear layer.
+
+    Args:
+        num_classes: logits per image.
+        in_channels: of the images [B, in_channels, H, W].
+        stem: "3x3", stride 1, for 32×32 images; "7x7", stride 2 and a max-pool after the first neuron, as
+            He et al. have it, for larger ones.
+        activation: "if", "lif", or "relu" for the ANN twin.
+        batch_norm: whether every current is batch-normalized; the convolutions have no bias then.
+        steps: time steps of a forward pass that names none.
+        **neuron: options of the neuron, see :class:`snnfast.models.Activation`.
+
+    Raises:
+        TypeError, ValueError: an option that is not allowed.
+    """
+    blocks = [
+        [Convolution(channels, stride=stride), Convolution(channels)]
+        for channels, first_stride in ((64, 1), (128, 2), (256, 2), (512, 2))
+        for stride in (first_stride, 1)
+    ]
+    return _staged(blocks, stem, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
+
+
+def resnet50(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "3x3",
+    activation: str = "if",
+    batch_norm: bool = True,
+    steps: int = 10,
+    **neuron: Any,
+) -> ResNet:
+    """ResNet50 (the paper's table 3; MATH.md section 9): stages of 3, 4, 6 and 3 blocks of 1×1, 3×3, 1×1 convolutions.
+
+    A stage's stride is that of its first 3×3 convolution, as in torchvision (He et al. had it one convolution before).
+    The arguments and errors are those of :func:`resnet18`.
+    """
+    blocks = [
+        [Convolution(width, 1), Convolution(width, 3, stage_stride if block == 0 else 1), Convolution(4 * width, 1)]
+        for width, count, stage_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
+        for block in range(count)
+    ]
+    return _staged(blocks, stem, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
+
+
+def _staged(
+    blocks: Sequence[Sequence[Convolution]], stem: str, num_classes: int, in_channels: int, activation: Activation,
+    steps: int
+) -> ResNet:  # fmt: skip
+    convolution, pool = _stem(stem, in_channels, not activation.batch_norm)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return ResNet(convolution, pool, blocks, None, head, num_classes, activation, steps)
