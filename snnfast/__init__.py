@@ -27,7 +27,7 @@ __all__ = [
     "surrogate",
 ]
 
-_LAZY = ("benchmarks", "data", "models", "training")  # they bring scikit-learn and others; the layers need none of that
+_LAZY = ("benchmarks", "data", "models", "training", "tuning")  # scikit-learn and the like: no need of the layers
 
 
 def __getattr__(name: str) -> Any:
