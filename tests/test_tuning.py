@@ -175,6 +175,19 @@ def test_the_gradient_is_measured_whatever_is_frozen_switched_off_or_compiled() 
     assert tuning.gradient_profile(model, data) == expected
 
 
+def test_the_mode_a_function_runs_in_is_its_own_whatever_the_models() -> None:
+    modes = []
+    model = made(Everything)
+    model.second.register_forward_pre_hook(lambda layer, inputs: modes.append(layer.training))
+    for found in (True, False):
+        model.train(found)
+        tuning.gradient_profile(model, batches(1))
+        assert modes.pop() is True  # batch statistics and dropout, as in training
+        tuning.normalize_thresholds(model, batches(1))
+        assert not any(modes)  # no dropout, which would enlarge the currents
+        modes.clear()
+
+
 def test_the_ratio_compares_the_first_half_of_the_layers_with_the_rest() -> None:
     def profile(*values: float) -> tuning.GradientProfile:
         return tuning.GradientProfile(tuple(map(str, values)), values, (1.0,) * len(values), 1)
@@ -384,28 +397,29 @@ def condition(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         found[f"mode {name}"] = module.training
         found[f"hooks {name}"] = len(module._forward_pre_hooks) + len(module._forward_hooks)
-    for layer in neurons(model):
-        found[f"layer {layer}"] = (layer.state, layer.surrogate, layer.extra_repr())
+        if isinstance(module, sf.IF | sf.LIF):
+            found[f"state {name}"] = module.state
+            found[f"surrogate {name}"] = module.surrogate
+            found[f"threshold {name}"] = module.threshold
     found["random state"] = torch.get_rng_state()
     found["random states of GPUs"] = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     found["gradients enabled"] = torch.is_grad_enabled()
     return found
 
 
-def assert_same(before: dict[str, Any], after: dict[str, Any], but: Callable[[str], bool] = lambda name: False) -> None:
+def assert_same(before: dict[str, Any], after: dict[str, Any], but: tuple[str, ...] = ()) -> None:
+    """``but``: parts of the names of what has been set on purpose."""
     assert before.keys() == after.keys()
     for name, value in before.items():
-        if not but(name):
-            torch.testing.assert_close(after[name], value, rtol=0, atol=0, msg=name) if isinstance(value, Tensor) else (
-                same(name, value, after[name])
-            )
+        if not any(part in name for part in but):
+            assert_equal(name, value, after[name])
 
 
-def same(name: str, before: Any, after: Any) -> None:
+def assert_equal(name: str, before: Any, after: Any) -> None:
     if isinstance(before, tuple | list):
         assert len(before) == len(after), name
         for one, other in zip(before, after, strict=True):
-            same(name, one, other)
+            assert_equal(name, one, other)
     elif isinstance(before, Tensor):
         assert torch.equal(before, after), name
     else:
@@ -420,16 +434,8 @@ def run_and_compare(function: str, device: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a γ that is only the closest
         FUNCTIONS[function](model, data, **{"max_evaluations": 3} if function == "tune_gamma" else {})
-    set_here = {
-        "tune_gamma": lambda name: name.startswith("layer "),
-        "normalize_thresholds": lambda name: name.startswith("layer ") or name.endswith(".threshold"),
-    }
-    after = condition(model)
-    if function in set_here:
-        # The names of layers say what was set.
-        before, after = ({key: value for key, value in found.items() if not set_here[function](key)}
-                         for found in (before, after))  # fmt: skip
-    assert_same(before, after, lambda name: name == "gradient third.threshold" and function == "normalize_thresholds")
+    asked_to_set = {"tune_gamma": ("surrogate",), "normalize_thresholds": ("threshold",)}.get(function, ())
+    assert_same(before, condition(model), but=asked_to_set)
     assert all(now is was for now, was in zip([layer.state for layer in neurons(model)], states, strict=True))
     assert all(now is was for now, was in zip([p.grad for p in model.parameters()], gradients, strict=True))
 
