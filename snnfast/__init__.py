@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # They bring scikit-learn and others; the layers need none of that.
-_LAZY = ("benchmarks", "convert", "data", "losses", "models", "training")
+_LAZY = ("benchmarks", "convert", "data", "losses", "models", "training", "tuning")
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,7 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """For tensors of a few hundred numbers, which lose by more threads, and much on a machine in use."""
     threads = torch.get_num_threads()

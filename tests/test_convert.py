@@ -15,13 +15,7 @@ from snnfast.convert import largest_current, to_spiking
 from snnfast.models.residual import Convolution
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Where the cores are busy, two threads that wait for each other take many times as long as one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained_looking(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:

@@ -17,13 +17,7 @@ from snnfast.models.residual import Convolution
 from snnfast.surrogate import Triangle
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Where the cores are busy, two threads that wait for each other take many times as long as one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def narrow(

@@ -6,14 +6,13 @@ the values in C order.
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from snnfast.data.files import read_content
 from snnfast.data.images import DataError
 
 _UNSIGNED_BYTE = 0x08  # the only type code of the MNIST files
@@ -26,7 +25,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     :class:`DataError`, naming the file and what was expected, where the file cannot be read, is truncated or too
     long, or has another magic number.
     """
-    content = _content(path)
+    content = read_content(path)
     header = 4 + 4 * dimensions
     expected_magic = _UNSIGNED_BYTE << 8 | dimensions
     magic = int.from_bytes(content[:4], "big")
@@ -43,15 +42,3 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise DataError(f"{path}: {wrong}, {found} bytes of values, expected {expected} ({of} by its header)")
     # A copy: the array is writable, as torch.from_numpy wants it, and the file's bytes can go.
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
-
-
-def _content(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except EOFError as error:
-        raise DataError(f"{path}: truncated, its gzip stream ends early ({len(raw)} bytes of file)") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip stream ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

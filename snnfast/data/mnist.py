@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from snnfast.data.files import find_files
 from snnfast.data.idx import read_idx
 from snnfast.data.images import DataError, ImageData, Split
 
@@ -22,30 +23,11 @@ def load_mnist(folder: Path) -> ImageData:
     read from the files, so that a smaller extract works too. Raises :class:`DataError`: see
     :func:`snnfast.data.load`.
     """
-    files = _find(folder)
+    # Some mirrors write a point for the hyphen.
+    names = {part: (part, part.replace("-idx", ".idx")) for part in _PARTS}
+    parts = {f"{part}[.gz]": [name + end for name in of_part for end in ("", ".gz")] for part, of_part in names.items()}
+    files = find_files("mnist", folder, _SUBFOLDERS, parts, _ORIGIN)
     return ImageData("mnist", _CLASSES, train=_read_split(*files[:2]), test=_read_split(*files[2:]))
-
-
-def _find(folder: Path) -> list[Path]:
-    """The four files, all from one folder; where none has all, the error speaks of the one that has the most."""
-    best: list[Path | None] = []
-    for subfolder in _SUBFOLDERS:
-        found = [_find_part(folder / subfolder, part) for part in _PARTS]
-        if not best or found.count(None) < best.count(None):
-            best, place = found, folder / subfolder
-    missing = [part for part, file in zip(_PARTS, best, strict=True) if file is None]
-    if missing:
-        names = ", ".join(f"{part}[.gz]" for part in missing)
-        raise DataError(f"mnist: no {names} in {str(place)!r}; {_ORIGIN}")
-    return [file for file in best if file is not None]
-
-
-def _find_part(folder: Path, part: str) -> Path | None:
-    for name in (part, part.replace("-idx", ".idx")):
-        for file in (folder / name, folder / f"{name}.gz"):
-            if file.is_file():
-                return file
-    return None
 
 
 def _read_split(image_file: Path, label_file: Path) -> Split:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from snnfast.data.cifar import load_cifar10, load_cifar100
 from snnfast.data.digits import load_digits
+from snnfast.data.imagenette import load_imagenette
 from snnfast.data.images import DataError, ImageData
 from snnfast.data.mnist import load_mnist
 
@@ -31,6 +33,9 @@ class _FromFolder:
 _DATA_SETS: dict[str, _Embedded | _FromFolder] = {
     "digits": _Embedded(load_digits),
     "mnist": _FromFolder(load_mnist),
+    "cifar10": _FromFolder(load_cifar10),
+    "cifar100": _FromFolder(load_cifar100),
+    "imagenette": _FromFolder(load_imagenette),
 }
 
 
@@ -50,11 +55,18 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageData
 
     * ``digits``: 1797 handwritten digits of 8×8 pixels, embedded in scikit-learn. Nothing to download; ``data_dir``
       is not used.
-    * ``mnist``: 70000 handwritten digits of 28×28 pixels, from the four original IDX files (gzip or not) in
-      ``data_dir``, or, where that is None, in the folder that the environment variable ``SNNFAST_DATA`` names.
+    * ``mnist``: 70000 handwritten digits of 28×28 pixels, from the four original IDX files (gzip or not).
+    * ``cifar10``: 60000 colour images of 32×32 pixels, from the binary version's ``data_batch_1.bin`` to
+      ``data_batch_5.bin`` and ``test_batch.bin``.
+    * ``cifar100``: as many with 100 (fine) labels, from the binary version's ``train.bin`` and ``test.bin``.
+    * ``imagenette``: 13394 photographs, resized to 128×128 pixels, from the folders ``train`` and ``val`` with one
+      folder per class. Needs Pillow.
 
-    Raises :class:`DataError` for an unknown name, a folder that is not there, and a missing, truncated or mislabelled
-    file.
+    All but ``digits`` are read from ``data_dir``, or, where that is None, from the folder that the environment variable
+    ``SNNFAST_DATA`` names; also from a subfolder as the archives unpack.
+
+    Raises :class:`DataError` for an unknown name, a folder that is not there, and missing, truncated or mislabelled
+    files: every missing one by name, with where they come from.
     """
     check_known(name)
     data_set = _DATA_SETS[name]

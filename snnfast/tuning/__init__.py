@@ -1,0 +1,25 @@
+"""What is set before training starts: the surrogate's sharpness, the learning rate, the thresholds.
+
+:func:`gradient_profile` measures how the loss's gradient changes from layer to layer, :func:`tune_gamma` sets the
+sharpness at which it neither explodes nor vanishes (the paper's section 2.5), :func:`lr_range_test` finds the highest
+learning rate of a schedule (section 3.1), and :func:`normalize_thresholds` sets the thresholds of a network without
+batch normalization (section 2.6). All take a model and ``batches``, a list or DataLoader of (inputs, targets), and
+leave everything that they are not asked to set as they found it: weights, gradients, running statistics, mode, carried
+states, and the random state of the CPU and the GPUs; when they raise, all of it.
+"""
+
+from snnfast.tuning.gamma import GammaSearch, tune_gamma
+from snnfast.tuning.gradients import GradientProfile, gradient_profile, plot_profiles
+from snnfast.tuning.learning_rate import LearningRateRange, lr_range_test
+from snnfast.tuning.thresholds import normalize_thresholds
+
+__all__ = [
+    "GammaSearch",
+    "GradientProfile",
+    "LearningRateRange",
+    "gradient_profile",
+    "lr_range_test",
+    "normalize_thresholds",
+    "plot_profiles",
+    "tune_gamma",
+]

@@ -1,0 +1,155 @@
+"""The learning-rate range test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnfast.tuning.trial import Batches, Loss, check_batches, checked_loss, on_trial, passes_over, reset_states
+
+_BELOW_BEST = 10.0  # the suggestion's distance from the rate with the lowest smoothed loss, which is near divergence
+
+
+@dataclass(frozen=True)
+class LearningRateRange:
+    """What :func:`lr_range_test` saw, step by step, until the loss diverged or the steps were done.
+
+    * ``rates``: the learning rate of each step.
+    * ``losses``: the loss of each step's batch, before the step.
+    * ``smoothed``: their exponential moving average, corrected for its start.
+    * ``suggestion``: a tenth of the rate at which ``smoothed`` is lowest, as the highest rate of a schedule; None where
+      it never fell below the first loss.
+    * ``diverged``: whether the test ended early because the loss grew too large.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float | None
+    diverged: bool
+
+    def __str__(self) -> str:
+        lowest = min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
+        end = "where the loss diverged" if self.diverged else "without divergence"
+        lines = [
+            f"{len(self.rates)} steps at learning rates from {self.rates[0]:.3g} to {self.rates[-1]:.3g}, {end}",
+            f"smoothed loss {self.smoothed[0]:.4g} at first, lowest {self.smoothed[lowest]:.4g} at "
+            f"{self.rates[lowest]:.3g}",
+        ]
+        if self.suggestion is None:
+            lines.append("no suggestion: the loss never fell")
+        else:
+            lines.append(f"suggested highest rate {self.suggestion:.3g}")
+        return "\n".join(lines)
+
+
+def _adamw(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, weight_decay=0.01)  # the paper's section 3.1
+
+
+def lr_range_test(
+    model: nn.Module,
+    batches: Batches,
+    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer] = _adamw,
+    loss: Loss = F.cross_entropy,
+    *,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 100,
+    smoothing: float = 0.9,
+    divergence: float = 4.0,
+) -> LearningRateRange:
+    """Trains on trial at a rate that grows exponentially, and suggests the highest rate of a schedule.
+
+    Smith's range test, by which the paper chooses its rates (section 3.1). The model runs in training mode; afterwards
+    its weights and all else are as before: see :mod:`snnfast.tuning`.
+
+    Args:
+        model: with at least one spiking layer and one parameter that requires a gradient.
+        batches: a list or DataLoader of (inputs, targets), gone through again and again until the steps are done.
+        optimizer: makes an optimizer of ``model.parameters()``. Default: AdamW with weight decay 0.01. All its
+            parameter groups get the test's rate.
+        loss: ``loss(outputs, targets)``, one number.
+        lowest, highest: the first and the last rate.
+        steps: how many rates.
+        smoothing: the share of the past in the moving average of the loss, at least 0 and below 1.
+        divergence: the test ends where the smoothed loss exceeds its lowest value by this factor, or is not finite.
+
+    Returns:
+        Rates, losses and the suggestion.
+
+    Raises:
+        TypeError: not a module; batches that are an iterator or not pairs; a loss that is not one number; what the
+            factory returns is no optimizer.
+        ValueError: an option out of range; no batch; a first loss that is not finite; nothing to train.
+    """
+    check_batches(batches)
+    _check_options(lowest, highest, steps, smoothing, divergence)
+    rates, losses, smoothed = [], [], []
+    average, diverged = 0.0, False
+    with on_trial(model, training=True) as layers, torch.enable_grad():
+        # A state that the user's gradients left behind would be the first step's.
+        model.zero_grad(set_to_none=True)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
+        trial = optimizer(model.parameters())
+        if not isinstance(trial, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must make a torch.optim.Optimizer of parameters, got {type(trial).__name__}")
+        for step, (inputs, targets) in zip(range(steps), _again_and_again(model, batches), strict=False):
+            rate = lowest * (highest / lowest) ** (step / (steps - 1))
+            _set_rate(trial, rate)
+            reset_states(layers)
+            trial.zero_grad()
+            outputs = model(inputs)
+            # Later on a loss that is not finite is how the test ends.
+            value = checked_loss(loss, outputs, targets, finite=step == 0)
+            if not value.requires_grad:
+                raise ValueError("the loss does not depend on any parameter that requires a gradient")
+            number = value.item()
+            average = smoothing * average + (1 - smoothing) * number
+            rates.append(rate)
+            losses.append(number)
+            smoothed.append(average / (1 - smoothing ** (step + 1)))
+            if not math.isfinite(number) or smoothed[-1] > divergence * max(min(smoothed), 0.0) > 0:
+                diverged = True
+                break
+            value.sum().backward()
+            trial.step()
+    finite = [value if math.isfinite(value) else math.inf for value in smoothed]
+    at = min(range(len(finite)), key=finite.__getitem__)
+    suggestion = rates[at] / _BELOW_BEST if finite[at] < finite[0] else None
+    return LearningRateRange(tuple(rates), tuple(losses), tuple(smoothed), suggestion, diverged)
+
+
+def _again_and_again(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:
+    while True:
+        yield from passes_over(model, batches)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # an optimizer that is captured in a CUDA graph reads it from there
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _check_options(lowest: float, highest: float, steps: int, smoothing: float, divergence: float) -> None:
+    numbers = {"lowest": lowest, "highest": highest, "smoothing": smoothing, "divergence": divergence}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < lowest < highest < math.inf:
+        raise ValueError(f"rates must be finite and 0 < lowest < highest, got {lowest} and {highest}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+        raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
+    if not divergence > 1:
+        raise ValueError(f"divergence must be above 1, got {divergence}")

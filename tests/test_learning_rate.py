@@ -1,0 +1,95 @@
+"""The range test trains on trial, and suggests a rate that trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tuning_models import Plain, batches, made
+
+from snnfast import tuning
+from snnfast.data import load
+from snnfast.models import DigitsNet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_range_test_suggests_a_rate_that_trains_and_stops_where_the_loss_diverges() -> None:
+    model, digits = made(DigitsNet), load("digits").train
+    data = [digits[start : start + 64] for start in range(0, 640, 64)]
+    found = tuning.lr_range_test(model, data, steps=60, lowest=1e-5)
+    assert found.diverged
+    assert len(found.rates) == len(found.losses) == len(found.smoothed) < 60
+    growth = [b / a for a, b in zip(found.rates, found.rates[1:], strict=False)]
+    assert growth == pytest.approx([1e6 ** (1 / 59)] * len(growth))
+    assert found.rates[0] == 1e-5
+    assert 1e-4 < found.suggestion < 5e-2
+    assert f"suggested highest rate {found.suggestion:.3g}" in str(found)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=found.suggestion)
+    losses = []
+    for inputs, targets in data * 3:
+        loss = F.cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_range_tests_steps_are_those_of_the_optimizer_that_was_asked_for() -> None:
+    model, data = made(Plain), batches()
+    found = tuning.lr_range_test(
+        model, data, lambda parameters: torch.optim.SGD(parameters, lr=9.0), lowest=1e-3, highest=1e-1, steps=5
+    )
+    assert found.rates == pytest.approx([1e-3, 10**-2.5, 1e-2, 10**-1.5, 1e-1])
+    assert not found.diverged
+    losses = []
+    for rate, (inputs, targets) in zip(found.rates, (data * 2)[:5], strict=True):  # gone through twice
+        loss = F.cross_entropy(model(inputs), targets)
+        losses.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= rate * parameter.grad
+    assert found.losses == pytest.approx(losses, rel=1e-4)
+    assert found.smoothed[0] == pytest.approx(losses[0], rel=1e-4)
+    assert found.smoothed[1] == pytest.approx((0.9 * losses[0] + losses[1]) / 1.9, rel=1e-4)
+
+
+def test_a_range_where_the_loss_never_falls_has_no_suggestion() -> None:
+    def upwards(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, maximize=True)
+
+    found = tuning.lr_range_test(made(Plain), batches(1), upwards, lowest=1e-2, highest=1.0, steps=10)
+    assert found.suggestion is None
+    assert "no suggestion" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lowest": 0.0}, ValueError, "0 < lowest < highest"),
+        ({"lowest": 1.0, "highest": 0.1}, ValueError, r"0 < lowest < highest, got 1\.0 and 0\.1"),
+        ({"highest": math.inf}, ValueError, "rates must be finite"),
+        ({"steps": 1}, ValueError, "steps must be an integer of at least 2, got 1"),
+        ({"smoothing": 1.0}, ValueError, "smoothing must be at least 0 and below 1"),
+        ({"divergence": 1.0}, ValueError, "divergence must be above 1"),
+        ({"lowest": "small"}, TypeError, "lowest must be a number, got str"),
+        ({"optimizer": list}, TypeError, r"must make a torch\.optim\.Optimizer of parameters, got list"),
+    ],
+)
+def test_a_range_test_refuses_options_out_of_range(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tuning.lr_range_test(made(Plain), batches(), **options)
+
+
+def test_a_range_test_of_a_frozen_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        tuning.lr_range_test(made(Plain).requires_grad_(False), batches())
