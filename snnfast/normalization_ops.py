@@ -52,8 +52,8 @@ def batch_norm_tables(
     moments = torch.empty(2, channels, dtype=torch.float64, device=device)
     tables = torch.empty(3, channels, dtype=state, device=device)
     tracked = torch.empty(2, channels, dtype=state, device=device)
-    if not p.neurons:  # no value: no moments, as torch's
-        return moments.fill_(torch.nan), tables.fill_(torch.nan), tracked.fill_(torch.nan)
+    if not p.neurons:  # no value: any finite moments, for the parameters' gradients are sums of nothing times these
+        return moments.fill_(1.0), tables.fill_(1.0), tracked.fill_(1.0)
     neurons = torch.empty(2, p.neurons, dtype=state, device=device)
     target, where = _backend.target(current)
     dtype = DTYPE_CODES[current.dtype]
