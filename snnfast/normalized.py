@@ -115,19 +115,21 @@ class _NormalizedIntegrate(Function):
             affine = needs[5] or needs[6]
             gradient_tables = grad_parameters = None
             found = None
-            parameter = weight if weight is not None else bias if bias is not None else tables
+            # Where the two differ, one that holds both; each is then rounded once.
+            dtypes = {p.dtype for p in (weight, bias) if p is not None} or {tables.dtype}
+            dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
             if norm.batch and needs[0]:
                 sums = run(ops.SUMS, None)[5]
                 number = current.numel() // moments.shape[1]
                 gradient_tables, *grad_parameters = normalization_gradients_op(
-                    sums, moments, tables, norm.eps, number, parameter.dtype
+                    sums, moments, tables, norm.eps, number, dtype
                 )
                 if count is not None:
                     gradient_tables = tables_of_all(sums, moments, tables, norm, count)
             elif affine:
                 found = run(wanted | ops.SUMS, None)
                 _, *grad_parameters = normalization_gradients_op(
-                    found[5], moments, tables, norm.eps, 1, parameter.dtype
+                    found[5], moments, tables, norm.eps, 1, dtype
                 )
             if found is None and wanted:
                 found = run(wanted, gradient_tables)
@@ -138,7 +140,7 @@ class _NormalizedIntegrate(Function):
                 found[1].to(v0.dtype) if needs[2] else None,
                 found[2] if needs[3] else None,
                 found[3] if needs[4] else None,
-                grad_parameters[0] if needs[5] else None,
+                grad_parameters[0].to(weight.dtype) if needs[5] else None,
                 grad_parameters[1].to(bias.dtype) if needs[6] else None,
             )
 
@@ -171,6 +173,14 @@ def moments_of_all(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Ten
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
     return torch.stack([mean, variance]), total
+
+
+def track(running: Tensor, found: Tensor, momentum: float | Tensor) -> None:
+    """Moves a running statistic towards what a batch had. A tensor is the share of a cumulative mean, taken exactly."""
+    if isinstance(momentum, Tensor):
+        running.copy_(running.double().lerp(found.double(), momentum.double()))
+    else:
+        running.lerp_(found.to(running.dtype), momentum)
 
 
 def check_normalized_call(
@@ -272,8 +282,8 @@ def run_normalized(
                 tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
                 tracked = torch.stack([moments[0], moments[1] * (count / (count - 1))])
             if mean is not None and momentum is not None and (number or count is not None):
-                mean.lerp_(tracked[0].to(mean.dtype), momentum)
-                variance.lerp_(tracked[1].to(variance.dtype), momentum)
+                track(mean, tracked[0], momentum)
+                track(variance, tracked[1], momentum)
         else:
             moments = torch.stack([mean, variance]).double()
             tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
