@@ -70,7 +70,7 @@ def make_normalized(
     if o["residual"] != "none":
         held = o["residual"] == "held"
         shape = sizes if held else [*sizes[:time_dim], steps, *sizes[time_dim:]]
-        values = torch.randn(shape, generator=rng, dtype=torch.float64).to(as_if or dtype).to(device, dtype) / 2
+        values = (torch.randn(shape, generator=rng, dtype=torch.float64) / 2).to(as_if or dtype).to(device, dtype)
         residual = laid_out(values, o["residual layout"], None if held else time_dim).detach().requires_grad_()
     return NormalizedCase(
         neuron, residual,
