@@ -59,7 +59,7 @@ def check_momentum(momentum: float) -> float:
 
 
 def resolve_group(group: Any) -> Any:
-    """The process group of a name or a group; ValueError without torch.distributed."""
+    """The process group of a name or a group; ValueError without torch.distributed, TypeError for anything else."""
     if group is None:
         return None
     distributed = torch.distributed
@@ -68,10 +68,11 @@ def resolve_group(group: Any) -> Any:
             f"process_group is {group!r}, but torch.distributed is not initialised: call "
             "torch.distributed.init_process_group first, or leave process_group out"
         )
-    if isinstance(group, str):
-        if group != "world":
-            raise ValueError(f"process_group must be a torch.distributed process group or 'world', got {group!r}")
+    if isinstance(group, str) and group == "world":
         return distributed.group.WORLD
+    if not isinstance(group, distributed.ProcessGroup):
+        error = ValueError if isinstance(group, str) else TypeError
+        raise error(f"process_group must be a torch.distributed process group or 'world', got {group!r}")
     return group
 
 
@@ -287,7 +288,7 @@ def run_normalized(
         else:
             moments = torch.stack([mean, variance]).double()
             tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-    return _NormalizedIntegrate.apply(
-        current, residual, v0, threshold, tau, weight, bias, moments, tables, count, dynamics, norm, held_steps,
-        time_dim, keep | ops.CHECKPOINTS * torch.is_grad_enabled(),
-    )  # fmt: skip
+    given = (current, residual, v0, threshold, tau, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        keep |= ops.CHECKPOINTS
+    return _NormalizedIntegrate.apply(*given, moments, tables, count, dynamics, norm, held_steps, time_dim, keep)
