@@ -121,7 +121,7 @@ class _NormalizedIntegrate(Function):
             dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
             if norm.batch and needs[0]:
                 sums = run(ops.SUMS, None)[5]
-                number = current.numel() // moments.shape[1]
+                number = current.numel() // max(moments.shape[1], 1)
                 gradient_tables, *grad_parameters = normalization_gradients_op(
                     sums, moments, tables, norm.eps, number, dtype
                 )

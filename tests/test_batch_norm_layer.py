@@ -310,9 +310,9 @@ def test_layers_are_made_on_a_device_and_in_a_dtype():
     assert spikes.is_meta and spikes.shape == (4, 3, C, 2)
 
 
-@pytest.mark.parametrize("shape", [(4, 0, C), (4, 0, C, 3, 3), (4, 2, C, 0, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 0, C), (4, 0, C, 3, 3), (4, 2, C, 0, 3), (4, 2, 0), (4, 2, 0, 3, 3)], ids=str)
 def test_an_empty_batch_is_empty_and_leaves_finite_statistics(kernels, shape):
-    layer = sf.BatchNormIF(C).to(kernels.device)
+    layer = sf.BatchNormIF(shape[2]).to(kernels.device)
     for training in (True, False):
         layer.train(training)
         layer.zero_grad()
