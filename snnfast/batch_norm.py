@@ -94,7 +94,7 @@ class _BatchNormNeuron(nn.Module):
         momentum: float | Tensor | None = None
         if self.training and self.num_batches_tracked is not None:
             # Counted only once the call has been checked; the cumulative mean (momentum=None) counts this one in.
-            momentum = self.momentum if self.momentum is not None else 1.0 / (self.num_batches_tracked + 1)
+            momentum = self.momentum if self.momentum is not None else 1.0 / (self.num_batches_tracked + 1).double()
         norm = BatchNorm(self.eps, batch, resolve_group(self.process_group) if batch else None)
         outputs = run_normalized(
             self._dynamics, norm, current, residual, v0, threshold, tau, self.weight, self.bias, running, momentum,
@@ -103,6 +103,13 @@ class _BatchNormNeuron(nn.Module):
         if momentum is not None:
             self.num_batches_tracked.add_(1)
         return outputs
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        # As nn.BatchNorm does with what was saved before it counted batches.
+        counted = prefix + "num_batches_tracked"
+        if (local_metadata or {}).get("version", 1) < 2 and self.track_running_stats and counted not in state_dict:
+            state_dict[counted] = self.num_batches_tracked
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "

@@ -47,8 +47,10 @@ def batch_norm_tables(
     """Moments of a batch, tables made of them, and [2, C] mean and unbiased variance for the running statistics."""
     channels = channels_of(current, steps > 0)
     state, device = state_dtype(current.dtype), current.device
-    if current.numel() == 0:  # no values have no moments: the kernels must not look for a first one
-        moments = torch.zeros(2, channels, dtype=torch.float64, device=device)
+    if current.numel() == 0:
+        # No values have no moments, and the kernels must not look for a first one. Any finite ones do: the parameters'
+        # gradients are sums of nothing times these.
+        moments = torch.ones(2, channels, dtype=torch.float64, device=device)
         return moments, normalization_tables(moments, weight, bias, eps, state), moments.to(state, copy=True)
     p = plan(current.shape, current.stride(), steps, time_dim, channels)
     x = as_current(current, p, steps > 0, p.copy_current)

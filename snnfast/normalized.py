@@ -60,7 +60,7 @@ def check_momentum(momentum: float) -> float:
 
 
 def resolve_group(group: Any) -> Any:
-    """The process group of a name or a group; ValueError without torch.distributed."""
+    """The process group of a name or a group; ValueError without torch.distributed, TypeError for anything else."""
     if group is None:
         return None
     distributed = torch.distributed
@@ -69,10 +69,11 @@ def resolve_group(group: Any) -> Any:
             f"process_group is {group!r}, but torch.distributed is not initialised: call "
             "torch.distributed.init_process_group first, or leave process_group out"
         )
-    if isinstance(group, str):
-        if group != "world":
-            raise ValueError(f"process_group must be a torch.distributed process group or 'world', got {group!r}")
+    if isinstance(group, str) and group == "world":
         return distributed.group.WORLD
+    if not isinstance(group, distributed.ProcessGroup):
+        error = ValueError if isinstance(group, str) else TypeError
+        raise error(f"process_group must be a torch.distributed process group or 'world', got {group!r}")
     return group
 
 
@@ -116,19 +117,21 @@ class _NormalizedIntegrate(Function):
             affine = needs[5] or needs[6]
             gradient_tables = grad_parameters = None
             found = None
-            parameter = weight if weight is not None else bias if bias is not None else tables
+            # Where the two differ, one that holds both; each is then rounded once.
+            dtypes = {p.dtype for p in (weight, bias) if p is not None} or {tables.dtype}
+            dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
             if norm.batch and needs[0]:
                 sums = run(ops.SUMS, None)[5]
                 values = current.numel() // max(moments.shape[1], 1)
                 gradient_tables, *grad_parameters = normalization_gradients_op(
-                    sums, moments, tables, norm.eps, values, parameter.dtype
+                    sums, moments, tables, norm.eps, values, dtype
                 )
                 if count is not None:
                     gradient_tables = tables_of_all(sums, moments, tables, norm, count)
             elif affine:
                 found = run(wanted | ops.SUMS, None)
                 _, *grad_parameters = normalization_gradients_op(
-                    found[5], moments, tables, norm.eps, 1, parameter.dtype
+                    found[5], moments, tables, norm.eps, 1, dtype
                 )
             if found is None and wanted:
                 found = run(wanted, gradient_tables)
@@ -139,7 +142,7 @@ class _NormalizedIntegrate(Function):
                 found[1].to(v0.dtype) if needs[2] else None,
                 found[2] if needs[3] else None,
                 found[3] if needs[4] else None,
-                grad_parameters[0] if needs[5] else None,
+                grad_parameters[0].to(weight.dtype) if needs[5] else None,
                 grad_parameters[1].to(bias.dtype) if needs[6] else None,
             )
 
@@ -172,6 +175,14 @@ def moments_of_all(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Ten
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
     return torch.stack([mean, variance]), total
+
+
+def track(running: Tensor, found: Tensor, momentum: float | Tensor) -> None:
+    """Moves a running statistic towards what a batch had. A tensor is the share of a cumulative mean, taken exactly."""
+    if isinstance(momentum, Tensor):
+        running.copy_(running.double().lerp(found.double(), momentum.double()))
+    else:
+        running.lerp_(found.to(running.dtype), momentum)
 
 
 def check_normalized_call(
@@ -273,14 +284,14 @@ def run_normalized(
                 tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
                 tracked = torch.stack([moments[0], moments[1] * (count / (count - 1))])
             if mean is not None and momentum is not None and (values or count is not None):
-                mean.lerp_(tracked[0].to(mean.dtype), momentum)
-                variance.lerp_(tracked[1].to(variance.dtype), momentum)
+                track(mean, tracked[0], momentum)
+                track(variance, tracked[1], momentum)
         else:
             moments = torch.stack([mean, variance]).double()
             tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-    outputs = _NormalizedIntegrate.apply(
-        current, residual, v0, threshold, tau, weight, bias, moments, tables, count, dynamics, norm, held_steps,
-        time_dim, keep | ops.CHECKPOINTS * torch.is_grad_enabled(),
-    )  # fmt: skip
+    given = (current, residual, v0, threshold, tau, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        keep |= ops.CHECKPOINTS
+    outputs = _NormalizedIntegrate.apply(*given, moments, tables, count, dynamics, norm, held_steps, time_dim, keep)
     announce(outputs[0])
     return outputs

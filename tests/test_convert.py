@@ -14,7 +14,6 @@ from snnfast import data, models
 from snnfast.convert import largest_current, to_spiking
 from snnfast.models.residual import Convolution
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -16,7 +16,6 @@ from snnfast.models import FeedForwardNet, Network
 from snnfast.models.residual import Convolution
 from snnfast.surrogate import Triangle
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
