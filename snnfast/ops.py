@@ -45,7 +45,7 @@ def define(schema: str) -> None:
 
 define(f"integrate_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep) -> {OUTPUTS}")
 define(
-    f"integrate_backward({GRADIENTS}{NEURON.format(more='Tensor checkpoints, ', surrogate=SHAPE)}int wanted) "
+    f"integrate_backward({GRADIENTS}{NEURON.format(more='Tensor? checkpoints, ', surrogate=SHAPE)}int wanted) "
     "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau)"
 )
 define(
@@ -53,7 +53,7 @@ define(
     f"Tensor? residual) -> {OUTPUTS}"
 )
 define(
-    f"normalized_backward({GRADIENTS}{NEURON.format(more='Tensor checkpoints, ', surrogate=SHAPE)}int wanted, "
+    f"normalized_backward({GRADIENTS}{NEURON.format(more='Tensor? checkpoints, ', surrogate=SHAPE)}int wanted, "
     "Tensor tables, Tensor? gradient_tables, Tensor? residual) "
     "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau, Tensor grad_residual, "
     "Tensor sums)"
@@ -120,16 +120,6 @@ class Tables:
 NO_TABLES = (0, 0, 0, 0)
 
 
-@lru_cache(maxsize=256)
-def nothing(output: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The empty tensor that stands for an output nobody asked for: one for ever, since making one costs a microsecond.
-
-    Outputs of one call are different tensors, and none may be one that only inference mode can use.
-    """
-    with torch.inference_mode(False):
-        return torch.empty(0, dtype=dtype, device=device)
-
-
 def laid_out(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The copy of a tensor that no kernel can read as it is. The one place where snnfast copies what it is given."""
     return torch.empty_strided(shape, strides, dtype=dtype, device=tensor.device).copy_(tensor)
@@ -157,7 +147,8 @@ def forward(
     keep: int,
     normalization: Tensor | None = None,
     residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Spikes, and where wanted the last potential, the recorded potentials and the checkpoints."""
     state = state_dtype(current.dtype)
     tables = None
     if threshold is not None or tau is not None:
@@ -208,12 +199,7 @@ def forward(
         spikes = laid_out(spikes, p.shape, p.strides, dtype)
         if potential is not None:
             potential = laid_out(potential, p.shape, p.strides, state)
-    return (
-        spikes,
-        nothing(1, state, device) if last is None else last,
-        nothing(2, state, device) if potential is None else potential,
-        nothing(3, state, device) if checkpoints is None else checkpoints,
-    )
+    return spikes, last, potential, checkpoints
 
 
 def residual_layout(current: Tensor, residual: Tensor | None, steps: int) -> tuple[tuple[int, ...] | None, bool]:
@@ -239,7 +225,7 @@ def run_backward(
     v0: Tensor | None,
     threshold: Tensor | None,
     tau: Tensor | None,
-    checkpoints: Tensor,
+    checkpoints: Tensor | None,
     threshold_value: float,
     tau_value: float,
     reset_value: float,
@@ -253,8 +239,9 @@ def run_backward(
     normalization: Tensor | None = None,
     gradient_tables: Tensor | None = None,
     residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The backward pass: gradients of current, v0, threshold, tau and residual, and [2, C] sums per channel."""
+) -> tuple[Tensor | None, ...]:
+    """The backward pass: what is wanted of the gradients of current, v0, threshold, tau and residual, and of the [2, C]
+    sums per channel."""
     state = state_dtype(current.dtype)
     tables = None
     if threshold is not None or tau is not None:
@@ -317,7 +304,7 @@ def run_backward(
             beta,
             x.data_ptr(),
             0 if start is None else start.data_ptr(),
-            checkpoints.data_ptr(),
+            0 if checkpoints is None else checkpoints.data_ptr(),
             0 if grad_spikes is None else grad_spikes.data_ptr(),
             0 if grad_last is None else grad_last.data_ptr(),
             0 if grad_potential is None else grad_potential.data_ptr(),
@@ -351,14 +338,7 @@ def run_backward(
             sums = channel_sums(neuron_sums, p.sum_sizes, target, where)
         else:
             sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
-    return (
-        nothing(0, dtype, device) if grad_current is None else grad_current,
-        nothing(1, state, device) if grad_v0 is None else grad_v0,
-        nothing(2, state, device) if grad_threshold is None else grad_threshold,
-        nothing(3, state, device) if grad_tau is None else grad_tau,
-        nothing(4, dtype, device) if grad_residual is None else grad_residual,
-        nothing(5, torch.float64, device) if sums is None else sums,
-    )
+    return grad_current, grad_v0, grad_threshold, grad_tau, grad_residual, sums
 
 
 def channel_sums(values: Tensor, sizes: tuple[int, int, int], target: Any, where: Any) -> Tensor:
@@ -379,7 +359,7 @@ def channel_sums(values: Tensor, sizes: tuple[int, int, int], target: Any, where
     return sums
 
 
-def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(*arguments: Any) -> tuple[Tensor | None, ...]:
     """The backward pass of neurons whose currents are taken as they are."""
     *others, wanted = arguments
     return run_backward(*others, wanted | CURRENT)[:4]
@@ -440,6 +420,13 @@ def plain_backward_shapes(*arguments):
 
 torch.library.register_fake("snnfast::normalized_forward", forward_shapes, lib=library)
 
+# Whose dtype the outputs of an op have, where some may not be wanted.
+EMPTY_OUTPUTS = {
+    "integrate_forward": ("current", "state", "state", "state"),
+    "integrate_backward": ("current", "state", "state", "state"),
+    "normalized_forward": ("current", "state", "state", "state"),
+    "normalized_backward": ("current", "state", "state", "state", "current", "sums"),
+}
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -460,8 +447,22 @@ def op(name: str, implementation: Callable[..., Any], position: int = 0) -> Call
     function is the implementation itself: the way through the dispatcher and back costs more than all else in a small
     layer. Argument number ``position``, a tensor, tells; gradients come before it.
     """
+    # An op always returns its tensors: an empty one stands for what nobody asked for.
+    dtypes = EMPTY_OUTPUTS.get(name)
+
+    def complete(*arguments: Any) -> Any:
+        found = implementation(*arguments)
+        if dtypes is None:
+            return found
+        tensor = arguments[position]
+        own = {"current": tensor.dtype, "state": state_dtype(tensor.dtype), "sums": torch.float64}
+        return tuple(
+            torch.empty(0, dtype=own[dtype], device=tensor.device) if output is None else output
+            for output, dtype in zip(found, dtypes, strict=True)
+        )
+
     for key in ("CPU", "CUDA"):
-        library.impl(name, implementation, key)
+        library.impl(name, complete, key)
     # No autograd of their own. Torch's stand-in for that would mark the outputs, the shared empty ones included.
     library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     dispatched = getattr(torch.ops.snnfast, name).default
