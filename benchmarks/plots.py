@@ -82,15 +82,15 @@ def write(results: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
         pyplot.close(figure)
         written.append(folder / name)
 
-    busy = ", while other processes used the cores" if any(map(disturbed, results["cases"])) else ""
     written, empty = [], []
     for name, group, x, x_label, y_label, value in PLOTS:
         series = {key: found for key, found in _series(results["cases"], group, x, value).items() if found[1]}
         if not any(len(points) > 1 for _, points in series.values()):
             empty.append(name)
             continue
-        draw(name, series, x, x_label, y_label,
-             f"IF layer on {machine['device_name']}, torch {machine['versions']['torch']}{busy}")
+        busy = any(disturbed(case) for case in results["cases"] if case["group"] == group)
+        draw(name, series, x, x_label, y_label, f"IF layer on {machine['device_name']}, torch "
+             f"{machine['versions']['torch']}" + (", while others used the cores" if busy else ""))
     if found := results.get("memory"):
         kept = {key: (side["title"], dict(zip(found["steps"], side["per_neuron_and_step"], strict=True)))
                 for key, side in found["sides"].items() if "skipped" not in side}

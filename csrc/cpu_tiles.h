@@ -44,6 +44,12 @@ void for_each_part(const Layout& layout, i64 index, Run run) {
     if (whole < count) run(Tile{outer, first + whole, count - whole, lanes<Storage>, flat + whole, true});
 }
 
+// Writes one value per neuron of a tile to an array of all neurons; null: not wanted.
+template <class S>
+void keep(void* to, const Tile& tile, const S* from) {
+    if (to) std::memcpy(static_cast<S*>(to) + tile.flat, from, tile.count * sizeof(S));
+}
+
 // The rows of one tensor in a tile: at(t) is the tile's first neuron at step t.
 template <class T>
 struct Rows {

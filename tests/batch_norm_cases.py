@@ -23,13 +23,18 @@ NORMALIZED: dict[str, list[Any]] = {
 }
 
 
+def can_be(o: dict[str, Any]) -> bool:
+    """Whether a call can have these options."""
+    residual = {"held": o["residual"] == "held", "layout": o["residual layout"]}
+    return possible(o) and possible(residual) and (o["held"] or o["residual"] != "held")
+
+
 def draw_normalized(count: int, seed: int) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     drawn = []
     while len(drawn) < count:
         o = {name: rng.choice(values) for name, values in NORMALIZED.items()}
-        residual = {"held": o["residual"] == "held", "layout": o["residual layout"]}
-        if possible(o) and possible(residual) and (o["held"] or o["residual"] != "held"):
+        if can_be(o):
             drawn.append({**o, "seed": len(drawn)})
     return drawn
 

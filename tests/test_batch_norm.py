@@ -7,8 +7,10 @@ import math
 
 import pytest
 import torch
-from batch_norm_cases import NORMALIZED, apart, draw_normalized, fused, make_normalized, run_case
+from batch_norm_cases import NORMALIZED, apart, can_be, draw_normalized, fused, make_normalized, run_case
 from configurations import error
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 CONFIGURATIONS = draw_normalized(420, seed=20150211)
 PARTS = 6
@@ -51,6 +53,24 @@ def compare(options, device) -> None:
 def test_outputs_and_all_gradients_are_those_of_the_layers_apart(kernels, part):
     for options in CONFIGURATIONS[part::PARTS]:
         compare(options, kernels.device)
+
+
+@settings(
+    max_examples=80, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow],
+)  # fmt: skip
+@given(
+    options=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in NORMALIZED.items()}),
+    batch=st.integers(2, 7),
+    channels=st.integers(1, 19),
+    space=st.lists(st.integers(1, 6), max_size=3),
+    steps=st.integers(1, 40),
+    seed=st.integers(0, 10_000),
+)  # fmt: skip
+def test_any_shape_layout_and_option(kernels, options, batch, channels, space, steps, seed):
+    options = {**options, "sizes": (batch, channels, *space), "steps": steps, "seed": seed}
+    assume(can_be(options))
+    compare(options, kernels.device)
 
 
 LARGE = [(1, 1300), (1, 5, 33, 41), (1, 1100, 3), (2, 2, 1050)]  # more neurons in a row than a kernel takes at once

@@ -317,7 +317,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 layers = []
 for _ in range(6):
-    layers += [sf.OverTime(nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32))), sf.IF()]
+    layers += [sf.OverTime(nn.Conv2d(32, 32, 3, padding=1, bias=False)), sf.BatchNormIF(32)]
 net, first = nn.Sequential(*layers), sf.IF()
 
 def resident():
@@ -356,7 +356,7 @@ def test_the_resident_memory_of_six_blocks_is_what_is_said_to_be_kept():
         found[mode] = [int(number) for number in done.stdout.split()]
     resident, kept = found["packed"]
     n = 4 * 2 * 32 * 96 * 96
-    assert kept == 6 * (n // 8 + 8 * n + 2 * 4 * 32)
+    assert 6 * (n // 8 + 4 * n) <= kept <= 6 * 4.2 * n  # the current, and one bit per spike
     print(f"resident: whole {found['whole'][0]}, packed {resident}; said to be kept {kept}")
     assert abs(resident - kept) < 0.05 * kept
     saved = found["whole"][0] - resident
