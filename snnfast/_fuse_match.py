@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
-from ._fuse_modules import FusedOverTime
+from ._fuse_modules import FusedNeuron, FusedOverTime
 from ._fuse_reshape import splits_batch
 from ._fuse_trace import _IN_PLACE, Forward, Untraceable, may_get_forward, trace_forward
 from .layers import IF, LIF, OverTime, _Neuron
@@ -42,6 +42,18 @@ def is_container(module: nn.Module) -> bool:
 
 def describe(module: nn.Module, name: str) -> str:
     return f"{name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+
+
+def modules_within(value: object) -> Iterator[nn.Module]:
+    """The modules in a list, tuple, set or dict, and in such within it; a module that an attribute holds too."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from modules_within(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from modules_within(item)
 
 
 @dataclass
@@ -132,6 +144,12 @@ class Survey:
         for name, module in self.model.named_modules(remove_duplicate=False):
             self.names[id(module)].append(name)
         self.batch_norms = [(name, m) for name, m in self.model.named_modules() if isinstance(m, _BatchNorm)]
+        self.contained = {
+            id(module): self.name(holder)
+            for holder in self.model.modules() if not isinstance(holder, FusedNeuron)
+            for key, value in holder.__dict__.items() if key != "_modules"
+            for module in modules_within(value)
+        }  # fmt: skip
         self._seen: set[int] = set()
         self._visit(self.model)
 
@@ -195,6 +213,9 @@ class Survey:
     def why_not_module(self, module: nn.Module, name: str, state_hooks: bool = True) -> str | None:
         """What keeps any module from being replaced or passed by."""
         names = self.names[id(module)]
+        if id(module) in self.contained:
+            where = self.contained[id(module)] or "the model"
+            return f"{describe(module, name)} is in a plain Python container of {where}: a forward may call it there"
         if len(names) > 1:
             return f"{describe(module, name)} is shared: the same object is {', '.join(map(repr, names))}"
         if self.calls[id(module)] > 1:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import _OPTIONS, LIF, OverTime, _Neuron
+from .layers import _OPTIONS, LIF, OverTime, _Neuron, load_surrogate
 
-__all__ = ["FusedNeuron", "FusedOverTime", "broadcast_residual", "fused_layer"]
+__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer"]
 
 _TABLES = ("threshold", "tau", "tau_logit")  # what of a neuron can be a parameter or a buffer
 
@@ -36,7 +36,10 @@ def fused_layer(batch_norm: nn.Module, neuron: _Neuron) -> nn.Module:
         track_running_stats=batch_norm.running_mean is not None,
         **options,
     )
-    # The same objects, not copies: optimizers and others that hold them must keep reaching the network.
+    # The same objects, not copies: optimizers and others that hold them must keep reaching the network. In the order
+    # that they had: an optimizer's state is loaded by it.
+    layer._parameters.clear()
+    layer._buffers.clear()
     for module in (batch_norm, neuron):
         layer._parameters.update(module._parameters)
         layer._buffers.update(module._buffers)
@@ -65,18 +68,23 @@ def _fill_in_tables(layer: nn.Module, state_dict: Any, prefix: str, *_: Any) -> 
         state_dict[prefix + name] = tensor
 
 
-def broadcast_residual(residual: Tensor, current: Tensor, held: bool) -> Tensor:
-    """A residual as the fused layer takes it: of the current's shape. ``+`` would also have broadcast it.
+def fit_residual(residual: Tensor | float, current: Tensor) -> tuple[Tensor, Tensor]:
+    """The current and the residual as the fused layer takes them: of one shape and dtype, as ``+`` would make them.
 
     Raises:
         ValueError: the residual is the larger of the two.
     """
-    if held or residual.shape == current.shape:
-        return residual
-    if torch.broadcast_shapes(residual.shape, current.shape) != current.shape:
-        raise ValueError(f"residual of shape {list(residual.shape)} does not fit the current of shape "
-                         f"{list(current.shape)}; fused layers add nothing larger than the current")  # fmt: skip
-    return residual.expand(current.shape)
+    if not isinstance(residual, Tensor):
+        residual = torch.full((), residual, dtype=current.dtype, device=current.device)
+    if residual.dtype != current.dtype:
+        dtype = torch.result_type(residual, current)
+        residual, current = residual.to(dtype), current.to(dtype)
+    if residual.shape != current.shape:
+        if torch.broadcast_shapes(residual.shape, current.shape) != current.shape:
+            raise ValueError(f"residual of shape {list(residual.shape)} does not fit the current of shape "
+                             f"{list(current.shape)}; fused layers add nothing larger than the current")  # fmt: skip
+        residual = residual.expand(current.shape)
+    return current, residual
 
 
 class FusedOverTime(OverTime):
@@ -99,7 +107,7 @@ class FusedOverTime(OverTime):
             over_time = steps.unflatten(0, over_time.shape[:2])
         if residual is None:
             return layer(over_time)
-        return layer(over_time, broadcast_residual(residual, over_time, False))
+        return layer(*fit_residual(residual, over_time))
 
 
 class FusedNeuron(nn.Module):
@@ -173,11 +181,7 @@ class FusedNeuron(nn.Module):
         tables._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self.layer._parameters.update(tables._parameters)
         self.layer._buffers.update(tables._buffers)
-        saved = (local_metadata or {}).get("surrogate")
-        if saved:
-            from . import surrogate
-
-            self.layer.surrogate = getattr(surrogate, saved["shape"])(gamma=saved["gamma"], beta=saved["beta"])
+        load_surrogate(self.layer, prefix, local_metadata, args[-1])
 
     def extra_repr(self) -> str:
         return f"runs in {self.name!r}"

@@ -36,7 +36,14 @@ class Untraceable(Exception):
 
 
 class _Proxy(fx.Proxy):
-    """A stand-in that tells ``a += b`` from ``a = a + b``: the first writes into a tensor that others may hold."""
+    """A stand-in that passes for a tensor, and tells ``a += b`` from ``a = a + b``: the first writes into a tensor that
+    others may hold."""
+
+    _is_param = _is_buffer = False  # what isinstance(…, nn.Parameter) and nn.Buffer ask
+
+    @property
+    def __class__(self) -> type:
+        return Tensor  # `if isinstance(x, Tensor)` takes the branch that it will take
 
 
 def _in_place(name: str) -> Any:
@@ -78,6 +85,9 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def create_arg(self, a: Any) -> Any:
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph keeps no context managers.
         if _modes() != self._modes:
@@ -111,13 +121,16 @@ def trace_forward(module: nn.Module) -> Forward:
     """The forward of a module with its children as leaves; Untraceable says why there is none."""
     if "forward" in module.__dict__:
         raise Untraceable("its forward was replaced on the object")
-    randomness = _randomness()
+    randomness = _randomness(module)
     try:
         training = _trace(module, live=False, training=True)
-        if "training" in training.read:
-            evaluation = _trace(module, live=False, training=False)
-            if _skeleton(training) != _skeleton(evaluation):
-                raise Untraceable("it does different things in training and in evaluation")
+        # Its children's modes decide as well as its own.
+        if _skeleton(training) != _skeleton(_trace(module, live=False, training=False)):
+            raise Untraceable("it does different things in training and in evaluation")
+        for mode, entered in (("gradients", torch.no_grad()), ("autocast", torch.autocast("cpu", torch.bfloat16))):
+            with entered:
+                if _skeleton(training) != _skeleton(_trace(module, live=False, training=True)):
+                    raise Untraceable(f"what it does depends on {mode} being on")
         # A stand-in is never None: `if shortcut is not None` has to be tried.
         for argument, value in _switches(module):
             given = _trace(module, live=False, training=True, arguments={argument: value})
@@ -179,9 +192,16 @@ def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str
     for name, value in module.__dict__.items():
         shell.__dict__[name] = copy.copy(value) if isinstance(value, (list, dict, set)) else value
     shell.__dict__["training"] = training
-    recording = True
-    graph = tracer.trace(shell, arguments)
-    recording = False
+    modes = [(child, child.training) for child in module.modules() if child is not module]
+    try:
+        for child, _ in modes:
+            child.__dict__["training"] = training
+        recording = True
+        graph = tracer.trace(shell, arguments)
+    finally:
+        recording = False
+        for child, mode in modes:
+            child.__dict__["training"] = mode
     for name, value in shell.__dict__.items():
         if name == "training":
             continue
@@ -220,20 +240,47 @@ def _skeleton(trace: _Trace) -> list:
     return calls
 
 
-def _randomness() -> tuple:
+def _generators(module: nn.Module) -> list[Any]:
+    """The generators of random numbers that a forward can name: its module's and its file's, and the global ones."""
+    forward = type(module).forward
+    seen = [*module.__dict__.values(), *getattr(forward, "__globals__", {}).values()]
     numpy = sys.modules.get("numpy")
-    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+    kinds = (torch.Generator, random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
+    found = {id(value): value for value in seen if isinstance(value, kinds)}
+    return [*found.values(), torch.default_generator, random._inst, *((numpy.random.mtrand._rand,) if numpy else ())]
 
 
-def _restore(before: tuple) -> bool:
-    """Puts the generators back; whether they had moved."""
-    after = _randomness()
-    moved = not torch.equal(before[0], after[0]) or before[1] != after[1]
-    torch.set_rng_state(before[0])
-    random.setstate(before[1])
-    if before[2] is not None:
-        moved |= before[2][2:] != after[2][2:] or (before[2][1] != after[2][1]).any()
-        sys.modules["numpy"].random.set_state(before[2])
+def _state(generator: Any) -> Any:
+    if hasattr(generator, "bit_generator"):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.getstate() if hasattr(generator, "getstate") else generator.get_state()
+
+
+def _comparable(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: _comparable(value) for key, value in state.items()}
+    if isinstance(state, tuple):
+        return tuple(_comparable(value) for value in state)
+    return state.tobytes() if hasattr(state, "tobytes") else state
+
+
+def _randomness(module: nn.Module) -> list[tuple[Any, Any]]:
+    return [(generator, _state(generator)) for generator in _generators(module)]
+
+
+def _restore(before: list[tuple[Any, Any]]) -> bool:
+    """Puts the generators back; whether one had moved."""
+    moved = False
+    for generator, state in before:
+        moved |= _comparable(_state(generator)) != _comparable(state)
+        if hasattr(generator, "bit_generator"):
+            generator.bit_generator.state = state
+        elif hasattr(generator, "setstate"):
+            generator.setstate(state)
+        else:
+            generator.set_state(state)
     return moved
 
 

@@ -93,16 +93,13 @@ class _BatchNormNeuron(nn.Module):
         running = None if self.running_mean is None else (self.running_mean, self.running_var)
         momentum: float | Tensor | None = None
         if self.training and self.num_batches_tracked is not None:
-            # Counted only once the call has been checked; the cumulative mean (momentum=None) counts this one in.
+            # The cumulative mean (momentum=None) counts this batch in, which run_normalized does once it is checked.
             momentum = self.momentum if self.momentum is not None else 1.0 / (self.num_batches_tracked + 1).double()
         norm = BatchNorm(self.eps, batch, resolve_group(self.process_group) if batch else None)
-        outputs = run_normalized(
+        return run_normalized(
             self._dynamics, norm, current, residual, v0, threshold, tau, self.weight, self.bias, running, momentum,
-            steps, self.time_dim, keep, self.num_features,
+            steps, self.time_dim, keep, self.num_features, self.num_batches_tracked,
         )  # fmt: skip
-        if momentum is not None:
-            self.num_batches_tracked.add_(1)
-        return outputs
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         # As nn.BatchNorm does with what was saved before it counted batches.

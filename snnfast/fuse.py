@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import fx, nn
 
 from ._fuse_match import Match, Site, Survey, is_container
-from ._fuse_modules import FusedNeuron, FusedOverTime, broadcast_residual, fused_layer
+from ._fuse_modules import FusedNeuron, FusedOverTime, fit_residual, fused_layer
 from ._fuse_trace import give_forward
 
 __all__ = ["FuseReport", "Fused", "Left", "fuse"]
@@ -179,14 +180,21 @@ def _rewrite(match: Match) -> None:
         before = match.split.args[0]
         return graph.node_copy(match.split, lambda n: value if n is before else n)
 
+    def fit() -> tuple[fx.Node, fx.Node]:
+        both = graph.call_function(fit_residual, (residual, current))
+        return tuple(graph.call_function(operator.getitem, (both, i)) for i in range(2))
+
     with graph.inserting_before(neuron):
+        fits = residual is not None and match.site.over_time is None  # FusedOverTime does it itself
+        if fits and match.split_after_addition:
+            current, residual = fit()
         if match.split is not None:
             current = split(current)
             if residual is not None and match.split_after_addition:
                 residual = split(residual)
+        if fits and not match.split_after_addition:
+            current, residual = fit()
         if residual is not None:
-            if match.site.over_time is None:
-                residual = graph.call_function(broadcast_residual, (residual, current, held))
             options["residual"] = residual
         fused = graph.call_module(node.target, (current,), options)
     neuron.args, neuron.kwargs = (fused,), {"fused": True} if match.called_alone else {}

@@ -160,21 +160,7 @@ class _Neuron(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        error_msgs = args[-1]
-        saved = (local_metadata or {}).get("surrogate")
-        if not saved:
-            return
-        try:
-            surrogate = SHAPES[saved["shape"]](gamma=saved["gamma"], beta=saved["beta"])
-        except (KeyError, TypeError, ValueError) as error:
-            error_msgs.append(
-                f"surrogate of {prefix[:-1] or type(self).__name__!r}: {saved!r} is none of {', '.join(SHAPES)} with a "
-                f"gamma and a beta ({type(error).__name__}: {error})"
-            )
-            return
-        # Where errors are known, the load is about to fail. Whether missing keys are errors, torch tells its root only.
-        if not error_msgs:
-            self.surrogate = surrogate
+        load_surrogate(self, prefix, local_metadata, args[-1])
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
@@ -188,6 +174,24 @@ class _Neuron(nn.Module):
         if isinstance(self.threshold, nn.Parameter):
             shown.append("learn_threshold=True")
         return ", ".join(shown)
+
+
+def load_surrogate(layer: nn.Module, prefix: str, local_metadata: Any, error_msgs: list[str]) -> None:
+    """Gives a layer the surrogate that a state dict's metadata has, or adds to the load's errors."""
+    saved = (local_metadata or {}).get("surrogate")
+    if not saved:
+        return
+    try:
+        surrogate = SHAPES[saved["shape"]](gamma=saved["gamma"], beta=saved["beta"])
+    except (KeyError, TypeError, ValueError) as error:
+        error_msgs.append(
+            f"surrogate of {prefix[:-1] or type(layer).__name__!r}: {saved!r} is none of {', '.join(SHAPES)} with a "
+            f"gamma and a beta ({type(error).__name__}: {error})"
+        )
+        return
+    # Where errors are known, the load is about to fail. Whether missing keys are errors, torch tells its root only.
+    if not error_msgs:
+        layer.surrogate = surrogate
 
 
 def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -> None:

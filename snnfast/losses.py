@@ -77,7 +77,7 @@ def van_rossum_loss(
     _check(spikes, potential, target, over_time=True)
     toeplitz = _causal(_kernel(tau, kernel, potential))
     error = _error(spikes, potential, target)
-    filtered = [(toeplitz @ signal.flatten(1)).view_as(signal) for signal in (error, potential)]
+    filtered = [(toeplitz @ signal.reshape(len(signal), -1)).view_as(signal) for signal in (error, potential)]
     return _reduce((filtered[0] * filtered[1]).sum(0), reduction)
 
 

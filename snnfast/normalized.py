@@ -171,7 +171,7 @@ def moments_of_all(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Ten
     present = (counts > 0)[:, None]  # an empty batch has no moments
     means, variances = (half.where(present, 0.0) for half in everyone[:, :-1].chunk(2, 1))
     total = counts.sum()
-    share = (counts / total)[:, None]
+    share = (counts / total.clamp(min=1))[:, None]
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
     return torch.stack([mean, variance]), total
@@ -256,11 +256,12 @@ def run_normalized(
     time_dim: int,
     keep: int,
     channels: int | None = None,
+    batches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Checks a call and runs it, as autograd.run does for neurons whose currents are taken as they are.
 
     ``running``: running mean and variance; what the batch is normalized by where ``norm.batch`` is False, and otherwise
-    updated in place where ``momentum`` is given.
+    updated in place where ``momentum`` is given; ``batches`` is then counted up.
     """
     begin(dynamics.name, current, v0, threshold, tau, steps, time_dim, residual, weight, bias)
     mean, variance = running or (None, None)
@@ -282,7 +283,12 @@ def run_normalized(
             if not alone:
                 moments, count = moments_of_all(moments, values, norm.process_group)
                 tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-                tracked = torch.stack([moments[0], moments[1] * (count / (count - 1))])
+                tracked = torch.stack([moments[0], moments[1] * (count / (count - 1).clamp(min=1))])
+                if mean is not None:  # no values in any process: the running statistics stay
+                    tracked = tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
+            # Before the autograd Function: activation checkpointing stops a recomputation there.
+            if batches is not None and momentum is not None:
+                batches.add_(1)
             if mean is not None and momentum is not None and (values or count is not None):
                 track(mean, tracked[0], momentum)
                 track(variance, tracked[1], momentum)

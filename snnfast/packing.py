@@ -349,10 +349,12 @@ class pack_spikes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         global active, _open_contexts
+        if self not in getattr(_here, "contexts", ()):
+            raise RuntimeError("pack_spikes must be left in the thread that entered it, once")
+        _here.contexts.remove(self)
         with _lock:
             _open_contexts -= 1
             active = _open_contexts > 0
-        _here.contexts.remove(self)
         hooks, self._hooks = self._hooks, None
         self._names, self._around = {}, ()
         hooks.__exit__(kind, error, trace)

@@ -261,7 +261,7 @@ def checkpoints_activations(self, x):
     [
         (decides_by_an_argument, "depends on the argument 'shortcut'"),
         (decides_by_a_flag, "depends on the argument 'add'"),
-        (checkpoints_activations, "checkpointing of its own"),
+        (checkpoints_activations, "cannot be traced"),
         (draws_random_numbers, "random numbers"),
         (sets_an_attribute, "sets or changes the attribute 'last'"),
         (makes_a_tensor, "makes a tensor"),
