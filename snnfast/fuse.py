@@ -82,7 +82,9 @@ def fuse(model: nn.Module) -> FuseReport:
     anew from its torch.fx graph: its class becomes a subclass, and attributes that decided the graph cannot be set to
     other values (AttributeError); numbers that only enter the arithmetic can. What a graph does not show, such as
     printing, such a forward does no more. Elsewhere forwards stay as they are.
-    A forward that cannot be traced must not call the children of an nn.Sequential one by one and look in between.
+    A forward that cannot be traced must not look between a batch norm and its neuron: by calling the children of an
+    nn.Sequential one by one, or another method of a child that ends at the batch norm. It would see spikes. A hook that
+    is put on an inner nn.Sequential after fusing does not run, and a residual must not be larger than the current.
 
     Fuse before torch.compile. Fusing again finds nothing new.
 
