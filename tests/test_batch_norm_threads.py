@@ -9,19 +9,25 @@ from test_threads import SETS, core, identical, normal, restored  # noqa: F401
 import snnfast as sf
 
 # More than 100 thousand values, and many tiles; few channels of many values, many channels of few.
-SIZES = {"large planes": (17, 3, 7, 19, 23), "small planes": (5, 9, 67, 7, 7), "no planes": (6, 35, 515)}
+SIZES = {"large planes": (17, 3, 7, 19, 23), "small planes": (5, 9, 67, 7, 7), "no planes": (6, 35, 515),
+         "a tile and a quarter": (40, 6, 4, 16, 20)}  # fmt: skip
 LAYOUTS = ["contiguous", "channels last"]
-RUNS = [(s, lay, torch.float32) for s in SIZES for lay in LAYOUTS if s != "no planes" or lay == "contiguous"]
-RUNS += [("large planes", "contiguous", torch.float64), ("small planes", "channels last", torch.bfloat16),
-         ("large planes", "channels last", torch.float16), ("no planes", "contiguous", torch.float64)]  # fmt: skip
+RUNS = [(s, lay, torch.float32) for s in ("large planes", "small planes") for lay in LAYOUTS]
+# The last: rows of which a thread may begin with the shorter tile, whose channels are those of the longer one's start.
+RUNS += [("no planes", "contiguous", torch.float32), ("no planes", "contiguous", torch.float64),
+         ("large planes", "contiguous", torch.float64), ("large planes", "channels last", torch.float16),
+         ("small planes", "channels last", torch.bfloat16),
+         ("a tile and a quarter", "channels last, every second image", torch.float32)]  # fmt: skip
 runs = pytest.mark.parametrize(("sizes", "layout", "dtype"), RUNS, ids=str)
 
 
 def inputs(sizes: str, layout: str, dtype: torch.dtype) -> list[torch.Tensor]:
     made = [normal(*SIZES[sizes], dtype=dtype, seed=i) for i in range(3)]
-    assert made[0].numel() > 100_000
-    if layout == "channels last":
+    if layout.startswith("channels last"):
         made = [x.movedim(2, -1).contiguous().movedim(-1, 2) for x in made]
+    if layout.endswith("every second image"):
+        made = [x[:, ::2] for x in made]
+    assert made[0].numel() > 100_000
     return made
 
 
