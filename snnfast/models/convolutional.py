@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, SummedLinear, each_step, flat_features
+from snnfast.models.network import Network, SummedLinear, at_least_one, each_step, flat_features
 
 __all__ = ["FeedForwardNet", "mnist_net", "plain_net"]
 
@@ -103,6 +103,7 @@ def plain_net(
     in_channels: int = 3,
     *,
     layers: int = 5,
+    width: int = 32,
     image_size: int = 32,
     activation: str = "if",
     batch_norm: bool = True,
@@ -113,10 +114,11 @@ def plain_net(
 
     Convolutions 3×3 with padding 1, each followed by a neuron, and one linear layer of the last map. With 3, 4 and 5
     layers every convolution has stride 2; with 9 and 13 there are 4 blocks of 2 and 3, the first of each with stride 2.
-    32 channels in the first block, twice as many in each one after it.
+    ``width`` channels in the first block, twice as many in each one after it.
 
     Args:
         layers: 3, 4, 5, 9 or 13, the linear one included.
+        width: channels of the first block, at least 1; the paper's networks have 32.
 
     The other arguments are those of :func:`mnist_net`, with the hard reset and batch normalization as defaults.
 
@@ -126,8 +128,9 @@ def plain_net(
     if layers not in _PLAIN_BLOCKS:
         raise ValueError(f"layers must be one of {', '.join(map(str, _PLAIN_BLOCKS))}, got {layers!r}")
     made = Activation(activation, batch_norm, neuron)
+    width = at_least_one(width, "width")
     blocks = _PLAIN_BLOCKS[layers]
-    channels = [32 * 2**index for index, count in enumerate(blocks) for _ in range(count)]
+    channels = [width * 2**index for index, count in enumerate(blocks) for _ in range(count)]
     strides = [2 if first else 1 for count in blocks for first in (True, *[False] * (count - 1))]
     convolutions = [
         nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=not batch_norm)

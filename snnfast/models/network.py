@@ -14,11 +14,11 @@ from snnfast.models.activations import LAYER_TYPES, Activation
 __all__ = ["Network", "SummedLinear", "at_least_one", "each_step"]
 
 
-def at_least_one(steps: int) -> int:
-    """``steps``, if it is a number of time steps; ValueError otherwise."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    return steps
+def at_least_one(value: int, name: str = "steps") -> int:
+    """``value``, if it is a number of time steps, channels, ...; ValueError with its ``name`` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return value
 
 
 def each_step(module: nn.Module, maps: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
 from snnfast.models.residual import resnet11, resnet18, resnet50
 
-__all__ = ["build", "digits", "names"]
+__all__ = ["build", "digits", "names", "takes"]
 
 
 def digits(
@@ -61,6 +62,25 @@ def names() -> tuple[str, ...]:
     return tuple(_NETWORKS)
 
 
+def _network(name: str) -> Callable[..., nn.Module]:
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(_NETWORKS)}")
+    return _NETWORKS[name]
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the network ``name`` has an argument ``option`` of its own; an option of its neurons is none.
+
+    ``takes("resnet11", "image_size")`` is true: its linear layer is of one image size. ``takes("resnet18",
+    "image_size")`` is false: it averages maps of any size.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    found = inspect.signature(_network(name)).parameters.get(option)
+    return found is not None and found.kind is not inspect.Parameter.VAR_KEYWORD
+
+
 def build(name: str, **options: Any) -> nn.Module:
     """The network ``name``, made with ``options``: ``build("resnet18", num_classes=100)`` is ``resnet18(100)``.
 
@@ -68,6 +88,4 @@ def build(name: str, **options: Any) -> nn.Module:
         ValueError: an unknown name; the message lists the known ones.
         TypeError, ValueError: an option that the network does not have or allow.
     """
-    if name not in _NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(_NETWORKS)}")
-    return _NETWORKS[name](**options)
+    return _network(name)(**options)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, SummedLinear, each_step
+from snnfast.models.network import Network, SummedLinear, at_least_one, each_step
 
 __all__ = ["ResNet", "ResidualBlock", "Shortcut", "resnet11", "resnet18", "resnet50"]
 
@@ -156,6 +156,7 @@ def resnet11(
     num_classes: int = 10,
     in_channels: int = 3,
     *,
+    width: int = 64,
     image_size: int = 32,
     activation: str = "if",
     batch_norm: bool = True,
@@ -169,6 +170,8 @@ def resnet11(
 
     Args:
         num_classes: logits per image.
+        width: channels of the first convolution, at least 1; those of the blocks scale with it, and the linear layer's
+            1024 features do not.
         in_channels, image_size: of the square images [B, in_channels, image_size, image_size].
         activation: "if", "lif", or "relu" for the ANN twin.
         batch_norm: whether every current is batch-normalized; the layers before it have no bias then.
@@ -181,23 +184,24 @@ def resnet11(
     if image_size < 2:
         raise ValueError(f"image_size must be at least 2 for resnet11, got {image_size}")
     made = Activation(activation, batch_norm, neuron)
+    width = at_least_one(width, "width")
     size = image_size // 2
     blocks = []
-    for channels, stride in ((128, 1), (256, 2), (512, 1), (512, 2)):
+    for channels, stride in ((2 * width, 1), (4 * width, 2), (8 * width, 1), (8 * width, 2)):
         blocks.append([Convolution(channels), Convolution(channels, stride=stride)])
         size = (size - 1) // stride + 1
     return ResNet(
-        Convolution(64).make(in_channels, not batch_norm), nn.AvgPool2d(2), blocks, (512 * size * size, 1024),
+        Convolution(width).make(in_channels, not batch_norm), nn.AvgPool2d(2), blocks, (8 * width * size * size, 1024),
         nn.Identity(), num_classes, made, steps,
     )  # fmt: skip
 
 
-def _stem(name: str, in_channels: int, bias: bool) -> tuple[nn.Conv2d, nn.Module]:
+def _stem(name: str, in_channels: int, width: int, bias: bool) -> tuple[nn.Conv2d, nn.Module]:
     """The first convolution, and the pool after its neuron."""
     if name == "3x3":
-        return Convolution(64).make(in_channels, bias), nn.Identity()
+        return Convolution(width).make(in_channels, bias), nn.Identity()
     if name == "7x7":
-        return Convolution(64, 7, 2).make(in_channels, bias), nn.MaxPool2d(3, stride=2, padding=1)
+        return Convolution(width, 7, 2).make(in_channels, bias), nn.MaxPool2d(3, stride=2, padding=1)
     raise ValueError(f"stem must be '3x3' or '7x7', got {name!r}")
 
 
@@ -205,6 +209,7 @@ def resnet18(
     num_classes: int = 10,
     in_channels: int = 3,
     *,
+    width: int = 64,
     stem: str = "3x3",
     activation: str = "if",
     batch_norm: bool = True,
@@ -218,6 +223,7 @@ def resnet18(
     Args:
         num_classes: logits per image.
         in_channels: of the images [B, in_channels, H, W].
+        width: channels of the first convolution, at least 1; all others scale with it.
         stem: "3x3", stride 1, for 32×32 images; "7x7", stride 2 and a max-pool after the first neuron, as
             He et al. have it, for larger ones.
         activation: "if", "lif", or "relu" for the ANN twin.
@@ -228,18 +234,20 @@ def resnet18(
     Raises:
         TypeError, ValueError: an option that is not allowed.
     """
+    width = at_least_one(width, "width")
     blocks = [
         [Convolution(channels, stride=stride), Convolution(channels)]
-        for channels, first_stride in ((64, 1), (128, 2), (256, 2), (512, 2))
+        for channels, first_stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2))
         for stride in (first_stride, 1)
     ]
-    return _staged(blocks, stem, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
+    return _staged(blocks, stem, width, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
 
 
 def resnet50(
     num_classes: int = 10,
     in_channels: int = 3,
     *,
+    width: int = 64,
     stem: str = "3x3",
     activation: str = "if",
     batch_norm: bool = True,
@@ -251,18 +259,19 @@ def resnet50(
     A stage's stride is that of its first 3×3 convolution, as in torchvision (He et al. had it one convolution before).
     The arguments and errors are those of :func:`resnet18`.
     """
+    width = at_least_one(width, "width")
     blocks = [
-        [Convolution(width, 1), Convolution(width, 3, stage_stride if block == 0 else 1), Convolution(4 * width, 1)]
-        for width, count, stage_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
+        [Convolution(inner, 1), Convolution(inner, 3, first_stride if block == 0 else 1), Convolution(4 * inner, 1)]
+        for inner, count, first_stride in ((width, 3, 1), (2 * width, 4, 2), (4 * width, 6, 2), (8 * width, 3, 2))
         for block in range(count)
     ]
-    return _staged(blocks, stem, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
+    return _staged(blocks, stem, width, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
 
 
 def _staged(
-    blocks: Sequence[Sequence[Convolution]], stem: str, num_classes: int, in_channels: int, activation: Activation,
-    steps: int
+    blocks: Sequence[Sequence[Convolution]], stem: str, width: int, num_classes: int, in_channels: int,
+    activation: Activation, steps: int
 ) -> ResNet:  # fmt: skip
-    convolution, pool = _stem(stem, in_channels, not activation.batch_norm)
+    convolution, pool = _stem(stem, in_channels, width, not activation.batch_norm)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return ResNet(convolution, pool, blocks, None, head, num_classes, activation, steps)
