@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import io
 import platform
 import sys
@@ -64,65 +65,146 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print what was compiled and which versions are in use")
     info.set_defaults(command=_info)
     commands.add_parser("bench", help=_BENCH_HELP, add_help=False)
-    _add_train(commands.add_parser("train", help="train a small convolutional spiking network on real images"))
+    _add_train(commands.add_parser("train", help="train a spiking network on real images"))
     return parser
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
+    from snnfast import models
     from snnfast.data import data_sets
-    from snnfast.training import IMPLEMENTATIONS
+    from snnfast.training import AUGMENTATIONS, IMPLEMENTATIONS, PRECISIONS, SCHEDULES
 
     parser.description = (
-        "Trains a small convolutional network of integrate-and-fire neurons: constant-current input, summed readout, "
-        "AdamW with a one-cycle schedule. Options that are not given take what suits the data set."
+        "Trains a network of integrate-and-fire neurons as the paper does: constant-current input, summed readout, "
+        "AdamW, a one-cycle schedule. Options that are not given take what suits the data set; with --resume, what the "
+        "run had. Under torchrun --no-python, the processes train together."
     )
     parser.set_defaults(command=_train)
-    parser.add_argument(
-        "--data", default="digits", metavar="NAME", help=f"data set: {', '.join(data_sets())} (default: digits)"
-    )
+    parser.add_argument("--data", metavar="NAME", help=f"data set: {', '.join(data_sets())} (default: digits)")
     parser.add_argument(
         "--data-dir", metavar="DIR", help="folder with the data set's files (default: $SNNFAST_DATA; digits needs none)"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"network: {', '.join(models.names())} (default: the data set's)"
+    )
+    parser.add_argument(
+        "--model-option",
+        action="append",
+        type=_model_option,
+        metavar="NAME=VALUE",
+        dest="model_options",
+        help="an option of the network, such as layers=9 or activation=relu for its ANN twin; may be repeated",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--layer",
         metavar="NAME",
-        help=f"implementation of the neurons: {', '.join(IMPLEMENTATIONS)} (default: fused)",
+        help=f"implementation of the neurons in the network digits: {', '.join(IMPLEMENTATIONS)} (default: fused)",
     )
     which.add_argument(
         "--compare",
         action="store_true",
-        help="train fused and naive in turn; print the speed-up of the whole step and of the neuron layers",
+        help="train the network digits fused and naive in turn; print the speed-up of the whole step and of the neuron "
+        "layers",
+    )
+    which.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in the folder, if there is one, as if the run had never stopped",
     )
     parser.add_argument("--steps", type=int, metavar="T", help="time steps an image is held for (default: 10)")
+    parser.add_argument(
+        "--eval-steps",
+        type=_step_counts,
+        metavar="T[,T...]",
+        help="time steps at which the trained network is evaluated",
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images a batch")
-    parser.add_argument("--lr", type=float, metavar="RATE", help="highest learning rate")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the weights and the order of the images (default: 0)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images a batch, of all processes together")
+    parser.add_argument(
+        "--lr", type=_number_or_word, metavar="RATE", help="(highest) learning rate, or find: by a range test first"
+    )
+    parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: one-cycle)")
+    parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="AdamW's (default: 0.01)")
+    parser.add_argument("--clip", type=float, metavar="NORM", help="cut the gradient to this norm (default: it is not)")
+    parser.add_argument(
+        "--gamma",
+        type=_number_or_word,
+        metavar="VALUE",
+        help="sharpness of the surrogate, or tune: balance the gradients first",
+    )
+    parser.add_argument("--augment", metavar="NAME", help=f"of the training images: {', '.join(AUGMENTATIONS)}")
+    parser.add_argument(
+        "--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: bfloat16 on a GPU, float32 on the CPU)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of all that is random (default: 0)")
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU where there is one with kernels for it)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument(
+        "--checkpoint-every", type=float, metavar="SECONDS", help="between two checkpoints (default: 60)"
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_const", const=True, help="write TensorBoard's logs too, into DIR/tensorboard"
+    )
+    parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for history and summary (default: ./snnfast-train); files of an earlier run with the same layer "
-        "are overwritten, others stay",
+        help="folder for history, evaluations, summary and checkpoint (default: ./snnfast-train); files of an earlier "
+        "run are overwritten, but its checkpoint is kept as checkpoint-previous.pt",
     )
+
+
+def _model_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word
+
+
+def _step_counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be one or more integers, T or T,T,..., got {text!r}") from None
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from snnfast.data import DataError
-    from snnfast.training import DivergedError, MismatchError, OptionError, OutputError, TrainOptions, compare, train
+    from snnfast.training import (
+        CheckpointError,
+        DivergedError,
+        MismatchError,
+        OptionError,
+        OutputError,
+        compare,
+        options_for,
+        train,
+    )
 
-    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "compare", "data")}
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "compare", "resume")}
+    if given["model_options"] is not None:
+        given["model_options"] = dict(given["model_options"])
+    if arguments.compare and given["model"] is None:
+        given["model"] = "digits"
     try:
-        options = TrainOptions.for_data(arguments.data, **given)
+        options = options_for(given.pop("data"), resume=arguments.resume, **given)
         if arguments.compare:
             compare(options)
         else:
-            train(options)
-    except (DataError, OptionError, OutputError) as error:
+            train(options, resume=arguments.resume)
+    except (CheckpointError, DataError, OptionError, OutputError) as error:
         print(f"snnfast train: error: {error}", file=sys.stderr)
         return _USAGE
     except (DivergedError, MismatchError) as error:

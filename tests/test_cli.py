@@ -22,8 +22,8 @@ from snnfast.training import layer_timing
 QUICK = ["--epochs", "1", "--batch-size", "240", "--steps", "4", "--device", "cpu", "--threads", "1"]
 
 
-def history(folder: Path, layer: str) -> list[dict[str, str]]:
-    with (folder / f"history-{layer}.csv").open() as file:
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -35,16 +35,19 @@ def one_line(text: str) -> str:
 
 def test_train_gives_the_same_losses_fused_and_naive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for layer in ("fused", "naive"):
-        assert main(["train", "--layer", layer, *QUICK, "--epochs", "2", "--out", str(tmp_path)]) == 0
+        folder = tmp_path / layer
+        assert main(["train", "--layer", layer, *QUICK, "--epochs", "2", "--out", str(folder)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert any(line.startswith("epoch 2/2: loss ") and "accuracy" in line for line in lines)
         assert lines[-2].startswith("test accuracy ")
-        assert lines[-1] == f"Files are in {tmp_path}: history-{layer}.csv, summary-{layer}.json"
-    fused, naive = ([float(row["loss"]) for row in history(tmp_path, layer)] for layer in ("fused", "naive"))
+        files = {"history.csv", "evaluations.csv", "summary.json", "checkpoint.pt"}
+        assert lines[-1].startswith(f"Files are in {folder}: ")
+        assert set(lines[-1].split(": ")[1].split(", ")) == files == {file.name for file in folder.iterdir()}
+    fused, naive = ([float(row["loss"]) for row in history(tmp_path / layer)] for layer in ("fused", "naive"))
     assert len(fused) == 2 * (1442 // 240)
     assert fused[0] == naive[0]
     assert max(abs(a - b) for a, b in zip(fused[:10], naive[:10], strict=True)) <= 1e-4
-    summary = json.loads((tmp_path / "summary-fused.json").read_text())
+    summary = json.loads((tmp_path / "fused" / "summary.json").read_text())
     assert summary["first_loss"] == fused[0]
     assert summary["options"]["steps"] == 4
     assert summary["environment"]["torch"] == torch.__version__
@@ -70,8 +73,29 @@ WRONG = {
     "--epochs 0": "epochs must be an integer of at least 1, got 0",
     "--batch-size 0": "batch_size must be an integer of at least 1, got 0",
     "--batch-size 2000": "batch_size must be at most the 1442 training images of digits, got 2000",
-    "--lr 0": "lr must be a finite number above 0, got 0.0",
-    "--lr nan": "lr must be a finite number above 0, got nan",
+    "--eval-steps 10,0": "eval_steps must be an integer of at least 1, got 0",
+    "--eval-steps 10;20": "argument --eval-steps: must be one or more integers, T or T,T,..., got '10;20'",
+    "--lr 0": "lr must be a finite number above 0, or 'find', got 0.0",
+    "--lr nan": "lr must be a finite number above 0, or 'find', got nan",
+    "--lr fnid": "lr must be a finite number above 0, or 'find', got 'fnid'",
+    "--lr 1e39": "lr must be at most 1e+30, got 1e+39",
+    "--gamma -1": "gamma must be a finite number of at least 0, or 'tune', got -1.0",
+    "--gamma high": "gamma must be a finite number of at least 0, or 'tune', got 'high'",
+    "--weight-decay -1": "weight_decay must be a finite number of at least 0, got -1.0",
+    "--clip 0": "clip must be a finite number above 0, got 0.0",
+    "--schedule cosine": "schedule must be one of one-cycle, constant, got 'cosine'",
+    "--augment flip": "augment must be one of none, cifar, got 'flip'",
+    "--precision float16": "precision must be one of float32, bfloat16, got 'float16'",
+    "--checkpoint-every -1": "checkpoint_every must be a finite number of at least 0, got -1.0",
+    "--model resnet": "model must be one of digits, mnist_net, plain_net, resnet11, resnet18, resnet50, got 'resnet'",
+    "--model plain_net --layer naive": "layer must be 'fused' with the model 'plain_net', got 'naive'",
+    "--model plain_net --model-option layers=6": "model plain_net: layers must be one of 3, 4, 5, 9, 13, got 6",
+    "--model plain_net --model-option depth=6": "model plain_net: ",
+    "--model plain_net --model-option steps=6": "model_options must not hold steps: the data set and steps decide",
+    "--model-option layers": "argument --model-option: must be NAME=VALUE, got 'layers'",
+    "--model mnist_net": "model mnist_net: image_size is too small for mnist_net, got 8",
+    "--model plain_net --augment cifar": "augment must be 'none' for images of 1 channel, got 'cifar'",
+    "--compare --model plain_net": "layer must be 'fused' with the model 'plain_net'",
     "--seed -1": "seed must be an integer of at least 0",
     "--threads 0": "threads must be an integer of at least 1 and at most 1024, got 0",
     "--threads 100000": "threads must be an integer of at least 1 and at most 1024, got 100000",
@@ -128,11 +152,11 @@ def test_a_folder_without_write_permission_is_found_before_training(
 def test_a_diverging_rate_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--lr", "1e30", *QUICK, "--epochs", "2", "--out", str(tmp_path)]) == 1
     assert "try one below 1e+30" in one_line(capsys.readouterr().err)
-    assert history(tmp_path, "fused")
+    assert history(tmp_path)
 
 
 def test_an_error_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(options: training.TrainOptions) -> None:
+    def broken(options: training.TrainOptions, *, resume: bool) -> None:
         raise ValueError("a bug")
 
     monkeypatch.setattr(training, "train", broken)
@@ -143,7 +167,7 @@ def test_an_error_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, t
 def test_an_interruption_is_not_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(options: training.TrainOptions) -> None:
+    def interrupted(options: training.TrainOptions, *, resume: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupted)

@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_history(tmp_path
     message = r"loss with the naive layer is (nan|inf) at step \d+ .*try one below 1e\+30"
     with pytest.raises(DivergedError, match=message):
         train(TrainOptions(layer="naive", lr=1e30, epochs=1, steps=2, device="cpu", out=str(tmp_path)))
-    with (tmp_path / "history-naive.csv").open() as file:
+    with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows
     assert not math.isfinite(float(rows[-1]["loss"]))
@@ -219,6 +219,12 @@ def test_the_network_refuses_what_it_cannot_do() -> None:
 
 def test_a_data_sets_own_defaults_give_way_to_what_is_given() -> None:
     options = TrainOptions.for_data("mnist", epochs=7, seed=None)
-    assert (options.data, options.epochs, options.seed) == ("mnist", 7, 0)
+    assert (options.data, options.model, options.epochs, options.seed) == ("mnist", "mnist_net", 7, 0)
+    assert options.evaluated_steps == (10, 20)
+    assert TrainOptions.for_data("mnist", layer="naive").model == "digits"
+    cifar = TrainOptions.for_data("cifar10", lr=0.1)
+    assert (cifar.lr, cifar.gamma, cifar.augment) == (0.1, "tune", "cifar")
+    twin = TrainOptions.for_data("imagenette", model_options={"activation": "relu"})
+    assert (twin.gamma, twin.evaluated_steps) == (None, (10,))
     assert TrainOptions.for_data("digits") == TrainOptions()
     assert replace(options, data="digits").epochs == 7

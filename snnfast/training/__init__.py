@@ -1,27 +1,39 @@
-"""Training spiking networks: :func:`train` through one implementation of the neurons, :func:`compare` through two.
+"""Training spiking networks: :func:`train` trains one, :func:`compare` through two implementations of the neurons.
 
-Both take :class:`TrainOptions` and write their files into its output folder. What a user can get wrong is an
-:class:`OptionError`, :class:`OutputError` or :class:`snnfast.data.DataError` before training starts; a loss that is
-no longer finite is a :class:`DivergedError`, and unequal results in a comparison are a :class:`MismatchError`.
+Both take :class:`TrainOptions` and write their files into its output folder; :class:`Trainer` is one network in
+training, for other programs. What a user can get wrong is an :class:`OptionError`, :class:`OutputError`,
+:class:`CheckpointError` or :class:`snnfast.data.DataError` before training starts; a loss that is no longer finite is a
+:class:`DivergedError`, and unequal results in a comparison are a :class:`MismatchError`.
 """
 
+from snnfast.training.checkpoints import CheckpointError, load_model
 from snnfast.training.compare import Comparison, MismatchError, compare
 from snnfast.training.implementations import IMPLEMENTATIONS
-from snnfast.training.options import OptionError, TrainOptions
+from snnfast.training.options import AUGMENTATIONS, PRECISIONS, SCHEDULES, OptionError, TrainOptions
 from snnfast.training.output import OutputError
-from snnfast.training.run import Run, train
-from snnfast.training.trainer import DivergedError, Trainer
+from snnfast.training.processes import Processes
+from snnfast.training.run import Run, options_for, train
+from snnfast.training.trainer import DivergedError, Evaluation, StepRecord, Trainer
 
 __all__ = [
+    "AUGMENTATIONS",
     "IMPLEMENTATIONS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "CheckpointError",
     "Comparison",
     "DivergedError",
+    "Evaluation",
     "MismatchError",
     "OptionError",
     "OutputError",
+    "Processes",
     "Run",
+    "StepRecord",
     "TrainOptions",
     "Trainer",
     "compare",
+    "load_model",
+    "options_for",
     "train",
 ]

@@ -76,7 +76,7 @@ def compare(options: TrainOptions) -> Comparison:
             _train_in_turn(trainers, options)
         finally:
             for side, trainer in trainers.items():
-                folder.write_history(side, trainer.history)
+                folder.write_records(f"history-{side}.csv", trainer.history)
         runs = {side: Run(trainer, trainer.accuracy(data.test), folder) for side, trainer in trainers.items()}
         _measure(clock)
         comparison = Comparison(runs, clock.timings(), _medians(trainers), _early_difference(trainers))

@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from snnfast import build_info
-from snnfast.data import check_known
+from snnfast import build_info, models
+from snnfast.data import augment, check_known
 from snnfast.training.implementations import IMPLEMENTATIONS
 
-# What suits each data set where the user says nothing: seconds for digits on 2 CPU cores, minutes for mnist.
+FIND, TUNE = "find", "tune"
+"""In the place of a number: the learning rate by a range test, the surrogate's sharpness by balancing gradients."""
+
+SCHEDULES = ("one-cycle", "constant")
+AUGMENTATIONS = {"none": None, "cifar": augment.CIFAR}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+# What suits each data set where the user says nothing: seconds for digits and half an hour for mnist on 2 CPU cores;
+# the others are for a GPU. The paper's section 3.1 where it gives a value; it gives no epochs and no batch sizes.
 _PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 20, "batch_size": 64, "lr": 5e-3},
-    "mnist": {"epochs": 2, "batch_size": 64, "lr": 3e-3},
+    "digits": {"model": "digits", "epochs": 20, "batch_size": 64, "lr": 5e-3},
+    "mnist": {"model": "mnist_net", "epochs": 10, "batch_size": 64, "lr": 2e-3},
+    "cifar10": {"model": "resnet11", "epochs": 100, "batch_size": 128, "lr": FIND, "augment": "cifar"},
+    "cifar100": {"model": "resnet50", "epochs": 100, "batch_size": 128, "lr": FIND, "augment": "cifar"},
+    "imagenette": {"model": "resnet50", "model_options": {"stem": "7x7"}, "epochs": 60, "batch_size": 64, "lr": FIND},
 }
+_SMALL_PRESETS = {"mnist": {"model": "digits", "epochs": 2, "batch_size": 64, "lr": 3e-3}}
+"""The same for the network ``digits``."""
+
+_UNBALANCED = ("digits", "mnist_net")  # three spiking layers, no batch norm: gradients vanish there at every sharpness
 
 MOST_THREADS = 1024
 """More than any machine's cores; each thread takes memory, of which a machine runs out."""
+
+MOST_RATE = 1e30
+"""Beyond, AdamW's step itself is not a float32 number."""
 
 
 class OptionError(ValueError):
@@ -31,44 +50,86 @@ class TrainOptions:
     """The options of one training run; :meth:`for_data` fills in what suits a data set.
 
     * ``data``, ``data_dir``: see :func:`snnfast.data.load`.
-    * ``layer``: one of :data:`IMPLEMENTATIONS`. The random numbers drawn do not depend on it.
-    * ``steps``: time steps T for which each image is held.
-    * ``epochs``, ``batch_size``: passes over the training images; images a batch. A last batch that is not full is
-      left out, another one each epoch.
-    * ``lr``: the highest learning rate of the one-cycle schedule.
-    * ``seed``: of the initial weights and the order of the images.
+    * ``model``, ``model_options``: see :func:`snnfast.models.build`; the data set gives the shape of the images and the
+      number of classes, ``steps`` is an option of its own. ``{"activation": "relu"}`` trains the ANN twin.
+    * ``layer``: one of :data:`IMPLEMENTATIONS`, other than ``fused`` with the model ``digits`` only. The random numbers
+      drawn do not depend on it.
+    * ``steps``: time steps T for which each image is held in training.
+    * ``eval_steps``: time steps at which the trained network is evaluated; empty means ``steps`` alone.
+    * ``epochs``, ``batch_size``: passes over the training images; images a batch, of all processes together. A last
+      batch that is not full is left out, another one each epoch.
+    * ``lr``: the (highest) learning rate, or ``"find"``: :func:`snnfast.tuning.lr_range_test` finds it first.
+    * ``schedule``: ``one-cycle``, or ``constant``.
+    * ``weight_decay``: AdamW's.
+    * ``clip``: the norm to which the gradient is cut; None leaves it.
+    * ``gamma``: the surrogate's sharpness in every spiking layer; ``"tune"``: :func:`snnfast.tuning.tune_gamma` finds
+      it first; None: as the model has it.
+    * ``augment``: ``cifar`` (:data:`snnfast.data.augment.CIFAR`), or ``none``.
+    * ``precision``: ``float32``, or ``bfloat16`` by autocast; None is bfloat16 on a GPU and float32 on the CPU.
+    * ``seed``: of the initial weights, the order of the images, augmentation and dropout.
     * ``device``: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one and this build has kernels for
       it.
     * ``threads``: CPU threads of torch, for this run; None leaves them.
-    * ``out``: folder for the files, made if need be; files of an earlier run with the same ``layer`` are overwritten.
+    * ``checkpoint_every``: seconds from one checkpoint to the next; there is one at the end of each epoch besides.
+    * ``tensorboard``: whether to write TensorBoard's logs too.
+    * ``out``: folder for the files, made if need be; files of an earlier run are overwritten, but its checkpoint is
+      kept as ``checkpoint-previous.pt``.
 
     Raises :class:`OptionError`, or :class:`snnfast.data.DataError` for an unknown data set.
     """
 
     data: str = "digits"
     data_dir: str | None = None
+    model: str = "digits"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     layer: str = "fused"
     steps: int = 10
+    eval_steps: tuple[int, ...] = ()
     epochs: int = 20
     batch_size: int = 64
-    lr: float = 5e-3
+    lr: float | str = 5e-3
+    schedule: str = "one-cycle"
+    weight_decay: float = 0.01
+    clip: float | None = None
+    gamma: float | str | None = None
+    augment: str = "none"
+    precision: str | None = None
     seed: int = 0
     device: str | None = None
     threads: int | None = None
+    checkpoint_every: float = 60.0
+    tensorboard: bool = False
     out: str = "snnfast-train"
 
     def __post_init__(self) -> None:
         check_known(self.data)
-        if self.layer not in IMPLEMENTATIONS:
-            raise OptionError(f"layer must be one of {', '.join(IMPLEMENTATIONS)}, got {self.layer!r}")
+        _check_one_of("model", self.model, models.names())
+        _check_one_of("layer", self.layer, IMPLEMENTATIONS)
+        _check_one_of("schedule", self.schedule, SCHEDULES)
+        _check_one_of("augment", self.augment, AUGMENTATIONS)
+        if self.precision is not None:
+            _check_one_of("precision", self.precision, PRECISIONS)
+        if self.layer != "fused" and self.model != "digits":
+            raise OptionError(f"layer must be 'fused' with the model {self.model!r}, got {self.layer!r}")
         _check_integer("steps", self.steps, least=1)
+        object.__setattr__(self, "eval_steps", tuple(self.eval_steps))
+        for steps in self.eval_steps:
+            _check_integer("eval_steps", steps, least=1)
         _check_integer("epochs", self.epochs, least=1)
         _check_integer("batch_size", self.batch_size, least=1)
         _check_integer("seed", self.seed, least=0, most=2**63 - 1)
         if self.threads is not None:
             _check_integer("threads", self.threads, least=1, most=MOST_THREADS)
-        if not (isinstance(self.lr, int | float) and math.isfinite(self.lr) and self.lr > 0):
-            raise OptionError(f"lr must be a finite number above 0, got {self.lr!r}")
+        if self.lr != FIND:
+            _check_number("lr", self.lr, or_word=FIND)
+            if self.lr > MOST_RATE:
+                raise OptionError(f"lr must be at most {MOST_RATE:g}, got {self.lr!r}")
+        _check_number("weight_decay", self.weight_decay, zero=True)
+        if self.clip is not None:
+            _check_number("clip", self.clip)
+        if self.gamma is not None and self.gamma != TUNE:
+            _check_number("gamma", self.gamma, zero=True, or_word=TUNE)
+        _check_number("checkpoint_every", self.checkpoint_every, zero=True)
         if not self.out:
             raise OptionError("out must name a folder ('.' is the current one), got ''")
 
@@ -78,7 +139,39 @@ class TrainOptions:
         check_known(data)
         known = {field.name for field in fields(cls)}
         chosen = {name: value for name, value in given.items() if value is not None or name not in known}
-        return cls(data=data, **{**_PRESETS.get(data, {}), **chosen})
+        preset = dict(_PRESETS[data])
+        if "digits" in (chosen.get("model"), preset["model"]) or chosen.get("layer", "fused") != "fused":
+            # The implementations other than the fused one are there for this network alone.
+            preset |= {"model": "digits"} | _SMALL_PRESETS.get(data, {})
+        if chosen.get("model", preset["model"]) != preset["model"]:
+            preset.pop("model_options", None)
+        options = {**preset, **chosen}
+        spiking = options.get("model_options", {}).get("activation") != "relu"
+        steps = options.get("steps", cls.steps)
+        if spiking and options["model"] not in _UNBALANCED:
+            options.setdefault("gamma", TUNE)
+        if spiking and data != "digits" and isinstance(steps, int):
+            # The paper evaluates at twice the trained steps (section 3.2).
+            options.setdefault("eval_steps", (steps, 2 * steps))
+        return cls(data=data, **options)
+
+    @property
+    def evaluated_steps(self) -> tuple[int, ...]:
+        """``eval_steps``, or ``steps`` where there are none."""
+        return self.eval_steps or (self.steps,)
+
+
+def _check_one_of(name: str, value: Any, allowed: Any) -> None:
+    if value not in allowed:
+        raise OptionError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_number(name: str, value: Any, *, zero: bool = False, or_word: str | None = None) -> None:
+    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):
+        allowed = "of at least 0" if zero else "above 0"
+        word = "" if or_word is None else f", or {or_word!r}"
+        raise OptionError(f"{name} must be a finite number {allowed}{word}, got {value!r}")
 
 
 def _check_integer(name: str, value: Any, *, least: int, most: int | None = None) -> None:

@@ -6,12 +6,10 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
-
-from snnfast.training.trainer import StepRecord
 
 
 class OutputError(OSError):
@@ -34,13 +32,18 @@ class OutputFolder:
                 f"output folder {str(self.path)!r} cannot be written: {error.strerror or error}"
             ) from error
 
-    def write_history(self, layer: str, records: Iterable[StepRecord]) -> None:
-        """``history-LAYER.csv``: a line per training step, numbers in full precision so that two can be compared."""
+    def write_records(self, name: str, records: Sequence[Any]) -> None:
+        """``records``, dataclasses of one kind, as the CSV file ``name``: a line each, numbers in full precision.
+
+        Nothing where there are none.
+        """
+        if not records:
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(field.name for field in fields(StepRecord))
-        writer.writerows(asdict(record).values() for record in records)
-        self._write(f"history-{layer}.csv", text.getvalue())
+        writer.writerow(field.name for field in fields(records[0]))
+        writer.writerows(astuple(record) for record in records)
+        self._write(name, text.getvalue())
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """``content`` as the JSON file ``name``."""
@@ -58,5 +61,9 @@ class OutputFolder:
             partial.replace(self.path / name)
         except OSError as error:
             raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
+        self.note(name)
+
+    def note(self, name: str) -> None:
+        """Counts ``name`` among the files, for :meth:`where`."""
         if name not in self.files:
             self.files.append(name)

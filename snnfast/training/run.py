@@ -4,89 +4,224 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from snnfast.data import ImageData, load
+from snnfast.training import checkpoints
 from snnfast.training.implementations import room_for_compilations
+from snnfast.training.logs import Board
 from snnfast.training.options import TrainOptions, choose_device
 from snnfast.training.output import OutputFolder
+from snnfast.training.processes import Processes, joined
 from snnfast.training.progress import Progress
-from snnfast.training.trainer import Trainer, reproducible
+from snnfast.training.trainer import Evaluation, Trainer, reproducible
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a run: ``trainer.model``, trained, ``trainer.history``, and the test accuracy, 0 to 1."""
+    """What came of a run: ``trainer.model``, trained, ``trainer.history``, and the test accuracy, 0 to 1.
+
+    ``evaluations`` are those of the trained network, one for each of ``options.evaluated_steps``; ``test_accuracy`` is
+    that at the training's own step count, or at the first one.
+    """
 
     trainer: Trainer
     test_accuracy: float
     folder: OutputFolder
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 @contextmanager
-def prepared(options: TrainOptions) -> Iterator[tuple[ImageData, torch.device, OutputFolder]]:
+def prepared(
+    options: TrainOptions,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    device: torch.device | None = None,
+) -> Iterator[tuple[ImageData, torch.device, OutputFolder]]:
     """Finds what is wrong with device, data set or output folder, before any training.
 
     Yields the data set on its device; prints a line about each.
     """
-    device = choose_device(options.device)
+    device = choose_device(options.device) if device is None else device
     data = load(options.data, options.data_dir)
     folder = OutputFolder(options.out)
     with reproducible(options.threads):
-        shape = "×".join(map(str, data.image_shape))
-        print(f"data    {data.name}: {len(data.train)} training and {len(data.test)} test images, {shape}")
-        print(f"device  {device_name(device)}")
-        if device.type == "cpu" and options.device is None and torch.cuda.is_available():
-            print("        (there is a GPU, but this snnfast has no CUDA kernels: see snnfast info)")
-        print(
-            f"run     T = {options.steps}, {options.epochs} epochs, batches of {options.batch_size}, "
-            f"learning rate up to {options.lr:g}, seed {options.seed}",
-            flush=True,
-        )
+        if processes.first:
+            _say_what(options, data, device, processes)
         yield data.to(device), device, folder
 
 
-def train(options: TrainOptions) -> Run:
-    """Trains the network through ``options.layer`` and evaluates it on the test images.
+def _say_what(options: TrainOptions, data: ImageData, device: torch.device, processes: Processes) -> None:
+    shape = "×".join(map(str, data.image_shape))
+    print(f"data    {data.name}: {len(data.train)} training and {len(data.test)} test images, {shape}")
+    print(f"device  {device_name(device)}" + (f", {processes.count} processes" if processes.count > 1 else ""))
+    if device.type == "cpu" and options.device is None and torch.cuda.is_available():
+        print("        (there is a GPU, but this snnfast has no CUDA kernels: see snnfast info)")
+    most = "up to " if options.schedule == "one-cycle" else ""
+    rate = "to be found" if isinstance(options.lr, str) else f"{most}{options.lr:g}"
+    print(
+        f"run     T = {options.steps}, {options.epochs} epochs, batches of {options.batch_size}, "
+        f"learning rate {rate}, seed {options.seed}",
+        flush=True,
+    )
 
-    Prints the progress, the test accuracy and where the files are: ``history-LAYER.csv`` (a line per step, written
-    also where the run ends early) and ``summary-LAYER.json``. Raises what :mod:`snnfast.training` lists.
+
+def train(options: TrainOptions, *, resume: bool = False) -> Run:
+    """Trains the network that ``options`` describe and evaluates it on the test images.
+
+    Prints the progress, the test accuracy and where the files are: ``history.csv`` (a line per step, written also
+    where the run ends early), ``evaluations.csv`` (the test images after every epoch and at the end), ``summary.json``
+    and ``checkpoint.pt``. Started by ``torchrun``, the processes train together; the first one prints and writes.
+
+    Args:
+        options: of the run.
+        resume: goes on from the folder's ``checkpoint.pt``, where there is one, as if the run had never stopped:
+            the same numbers, bit for bit, on the same machine.
+
+    Raises:
+        What :mod:`snnfast.training` lists. Where it does, the last checkpoint is there to go on from.
     """
-    with prepared(options) as (data, device, folder), room_for_compilations(options.layer):
-        trainer = Trainer(data, options, device)
-        print(f"layer   {options.layer}: {trainer.model.neurons()[0]}", flush=True)
-        try:
-            with Progress(options.epochs, trainer.batches) as progress:
-                for _ in range(options.epochs):
-                    for images, labels in trainer.epoch_batches():
-                        progress.update(trainer.step(images, labels))
-        finally:
-            folder.write_history(options.layer, trainer.history)
-        run = Run(trainer, trainer.accuracy(data.test), folder)
-        folder.write_json(f"summary-{options.layer}.json", summary(run))
+    with (
+        joined(choose_device(options.device)) as (processes, own_device),
+        prepared(options, processes, own_device) as (data, device, folder),
+        room_for_compilations(options.layer),
+    ):
+        say = print if processes.first else _silent
+        trainer = Trainer(data, options, device, processes=processes)
+        files = _Files(trainer, folder, say)
+        with Board(options.tensorboard and processes.first, folder.path) as board:
+            files.begin(resume)
+            say(f"model   {options.model}, {_parameters(trainer)} parameters; {_neuron(trainer)}", flush=True)
+            trainer.tune(say)
+            evaluations = _train(trainer, files, board)
+        at_own = [found for found in evaluations if found.steps == options.steps] or evaluations
+        run = Run(trainer, at_own[0].accuracy, folder, tuple(evaluations))
+        files.save()
+        if processes.first:
+            folder.write_json("summary.json", summary(run))
     seconds = sum(record.seconds for record in trainer.history)
-    print(f"test accuracy {run.test_accuracy:.2%} ({len(data.test)} images) after {seconds:.1f} s of training steps")
-    print(folder.where())
+    for found in evaluations:
+        at = "" if len(evaluations) == 1 else f" at {found.steps} steps"
+        say(f"test accuracy {found.accuracy:.2%}{at} ({found.images} images) after {seconds:.1f} s of training steps")
+    say(folder.where())
     return run
 
 
+def _train(trainer: Trainer, files: _Files, board: Board) -> list[Evaluation]:
+    options = trainer.options
+    shown = trainer.processes.first
+    try:
+        with Progress(options.epochs, trainer.batches, done=len(trainer.history), shown=shown) as progress:
+
+            def each_step(record: Any) -> None:
+                progress.update(record)
+                board.step(record)
+                files.save_if_due()
+
+            def each_epoch(epoch: int) -> None:
+                found = trainer.evaluate(trainer.data.test)
+                trainer.evaluations.append(found)
+                progress.evaluated(found)
+                board.evaluation(found, len(trainer.history))
+                files.save()
+
+            trainer.fit(each_step, each_epoch)
+    finally:
+        files.write_tables()
+    found = [trainer.evaluate(trainer.data.test, steps) for steps in options.evaluated_steps]
+    after_training = {(at.epoch, at.steps) for at in trainer.evaluations}
+    trainer.evaluations += [at for at in found if (at.epoch, at.steps) not in after_training]
+    files.write_tables()
+    return found
+
+
+class _Files:
+    """The run's files in its folder, of which the first process's are written."""
+
+    def __init__(self, trainer: Trainer, folder: OutputFolder, say: Any) -> None:
+        self._trainer, self._folder, self._say = trainer, folder, say
+        self._path = folder.path / checkpoints.NAME
+        self._is_first_save = True
+        self._last = time.monotonic()
+
+    def begin(self, resume: bool) -> None:
+        """Reads the folder's checkpoint where the run is to go on from it."""
+        if not resume:
+            return
+        if not self._path.exists():
+            self._say(f"resume  no checkpoint in {self._folder.path}: from the beginning")
+            return
+        checkpoints.resume(self._trainer, checkpoints.read(self._path))
+        self._is_first_save = False
+        done, total = len(self._trainer.history), self._trainer.total_steps
+        self._say(f"resume  after step {done} of {total}")
+
+    def save_if_due(self) -> None:
+        """Saves where the last checkpoint is older than the options ask for; all processes decide alike.
+
+        Not after an epoch's last step: the evaluation that follows belongs to that checkpoint.
+        """
+        if len(self._trainer.history) % self._trainer.batches == 0:
+            return
+        due = time.monotonic() - self._last >= self._trainer.options.checkpoint_every
+        if self._trainer.processes.from_first(due):
+            self.save()
+
+    def save(self) -> None:
+        """Writes the checkpoint and the tables; an earlier run's checkpoint is moved aside before the first one."""
+        if self._is_first_save and self._trainer.processes.first and self._path.exists():
+            self._path.replace(self._path.with_name(checkpoints.PREVIOUS))
+            self._say(f"note    the checkpoint of an earlier run is now {checkpoints.PREVIOUS}", flush=True)
+        self._is_first_save = False
+        checkpoints.save(self._trainer, self._path)
+        self._folder.note(checkpoints.NAME)
+        self.write_tables()
+        self._last = time.monotonic()
+
+    def write_tables(self) -> None:
+        """``history.csv`` and ``evaluations.csv``, whole."""
+        if self._trainer.processes.first:
+            self._folder.write_records("history.csv", self._trainer.history)
+            self._folder.write_records("evaluations.csv", self._trainer.evaluations)
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """What the processes other than the first say."""
+
+
+def _parameters(trainer: Trainer) -> str:
+    return f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}"
+
+
+def _neuron(trainer: Trainer) -> str:
+    layers = trainer.model.neurons()
+    return f"{len(layers)} × {layers[0]}"
+
+
 def summary(run: Run) -> dict[str, Any]:
-    """What ``summary-LAYER.json`` holds; times in seconds, accuracies from 0 to 1."""
-    history = run.trainer.history
+    """What ``summary.json`` holds; times in seconds, accuracies from 0 to 1."""
+    trainer = run.trainer
+    history = trainer.history
     return {
-        "options": asdict(run.trainer.options),
+        "options": asdict(trainer.options),
+        "gamma": trainer.gamma,
+        "lr": trainer.lr,
+        "precision": trainer.precision,
+        "processes": trainer.processes.count,
         "test_accuracy": run.test_accuracy,
-        "test_images": len(run.trainer.data.test),
+        "evaluations": [asdict(found) for found in run.evaluations],
+        "test_images": len(trainer.data.test),
         "first_loss": history[0].loss,
         "last_loss": history[-1].loss,
         "training_steps": len(history),
         "training_seconds": sum(record.seconds for record in history),
-        "environment": environment(run.trainer.device),
+        "environment": environment(trainer.device),
     }
 
 
@@ -110,3 +245,16 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device}, {torch.get_num_threads()} threads"
+
+
+def options_for(data: str | None, *, resume: bool, **given: Any) -> TrainOptions:
+    """The options of a run: those given, and for the rest the checkpoint's, or what suits the data set.
+
+    With ``resume`` and a checkpoint in the folder, the options that are None are those of its run. Raises
+    :class:`snnfast.training.CheckpointError` for one that differs from them and would change what is computed.
+    """
+    out = Path(given.get("out") or TrainOptions.out).expanduser()
+    file = out / checkpoints.NAME
+    if resume and file.exists():
+        return checkpoints.options_of(checkpoints.read(file), {"data": data, **given})
+    return TrainOptions.for_data(data or TrainOptions.data, **given)

@@ -1,22 +1,29 @@
-"""One network in training: its optimizer, its schedule and its history."""
+"""One network in training: its optimizer, its schedule, its history and its state."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
+from snnfast import models, tuning
 from snnfast.data import ImageData, Split
-from snnfast.models import DigitsNet
+from snnfast.layers import IF, LIF
 from snnfast.training.implementations import neuron_factory
-from snnfast.training.options import OptionError, TrainOptions
+from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, TUNE, OptionError, TrainOptions
+from snnfast.training.processes import Processes
 
-WEIGHT_DECAY = 0.01
+_GAMMA_BATCHES = 8  # the ratio that is balanced is noisy over one
+_GAMMA_BATCH_SIZE = 32
+_RATE_STEPS = 100
 
 
 class DivergedError(RuntimeError):
@@ -35,77 +42,351 @@ class StepRecord:
     seconds: float
 
 
-class Trainer:
-    """A :class:`DigitsNet` for ``data`` (on ``device``), AdamW with weight decay 0.01, a one-cycle schedule.
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss (nats) and accuracy (0 to 1) of a split at ``steps`` time steps, after ``epoch`` epochs."""
 
-    The seed alone decides the initial weights and the order of the images: two trainers whose options differ in
-    ``layer`` draw the same numbers. The global random state is left as it was. Raises :class:`OptionError` for a
-    batch larger than the training split.
+    epoch: int
+    steps: int
+    loss: float
+    accuracy: float
+    images: int
+
+
+class Trainer:
+    """A network of ``options`` for ``data`` (on ``device``), AdamW, a one-cycle or constant schedule.
+
+    The seed alone decides the initial weights, the order of the images, augmentation and dropout: two trainers whose
+    options differ in ``layer`` draw the same numbers. The global random state is left as it was.
+
+    Args:
+        data: training and test images, on ``device``.
+        options: see :class:`TrainOptions`. Its folder, data set and device are not used here.
+        device: of the network.
+        model: trained in the place of one made from the options, moved to ``device`` as it is; it must take
+            ``model(images, steps=T)`` where evaluation at other step counts is asked for.
+        processes: that train together, each of them with a trainer: each takes its part of every batch, statistics and
+            gradients are those of the whole batch.
+
+    Raises:
+        OptionError: a batch larger than the training split, or that the processes cannot share equally; options that
+            the network does not have.
     """
 
-    def __init__(self, data: ImageData, options: TrainOptions, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: ImageData,
+        options: TrainOptions,
+        device: torch.device,
+        model: nn.Module | None = None,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
+    ) -> None:
         if options.batch_size > len(data.train):
             most = f"the {len(data.train)} training images of {data.name}"
             raise OptionError(f"batch_size must be at most {most}, got {options.batch_size}")
-        self.data, self.options, self.device = data, options, device
+        if options.batch_size % processes.count:
+            raise OptionError(
+                f"batch_size must be a multiple of the {processes.count} processes, got {options.batch_size}"
+            )
+        if options.augment != "none" and data.image_shape[0] != 3:
+            raise OptionError(
+                f"augment must be 'none' for images of {data.image_shape[0]} channel, got {options.augment!r}"
+            )
+        self.data, self.options, self.device, self.processes = data, options, device, processes
         self.batches = len(data.train) // options.batch_size
         self.history: list[StepRecord] = []
-        with torch.random.fork_rng(devices=[]):
-            # On the CPU, then moved, so that a seed means the same weights on every device.
-            torch.manual_seed(options.seed)
-            self.model = DigitsNet(
-                data.image_shape, data.classes, steps=options.steps, neuron=neuron_factory(options.layer)
-            )
-        self.model.to(device)
+        self.evaluations: list[Evaluation] = []
+        self.precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
+        if model is None:
+            with torch.random.fork_rng(devices=[]):
+                # On the CPU, then moved, so that a seed means the same weights on every device.
+                torch.manual_seed(options.seed)
+                model = build(data, options)
+        self.layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        self.model = model.to(device, memory_format=self.layout)
         self.order = torch.Generator().manual_seed(options.seed)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=options.lr, total_steps=options.epochs * self.batches
-        )
+        self._order_of_epoch = self.order.get_state()
+        # Every process its own numbers: they augment different images.
+        self.augmentation = torch.Generator().manual_seed(options.seed + 1_000_003 * processes.rank)
+        self._random = self._seeded(options.seed + 1_000_003 * processes.rank)
+        self._is_drawing = False
+        self.gamma = options.gamma if options.gamma != TUNE else None
+        self.lr = options.lr if options.lr != FIND else None
+        self.tuned = options.gamma != TUNE and options.lr != FIND
+        if self.gamma is not None:
+            set_gamma(self.model, self.gamma)
+        if self.tuned:
+            self._make_optimizer()
 
-    def epoch_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The training images of one epoch in a new order, in full batches."""
-        return self.data.train.batches(self.options.batch_size, shuffle=self.order, drop_last=True)
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.options.epochs * self.batches
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> StepRecord:
+    def tune(self, say: Callable[[str], None] = lambda line: None) -> None:
+        """Finds what the options leave to be found, sharpness first, then the learning rate; :meth:`fit` calls it.
+
+        ``say`` is told what was found. Raises what :func:`snnfast.tuning.tune_gamma` raises, and
+        :class:`OptionError` where the loss falls at no learning rate.
+        """
+        if self.tuned:
+            return
+        found: tuple[Any, Any] | Exception = (self.gamma, self.lr)
+        if self.processes.first:
+            try:
+                with self.drawing():
+                    found = self._found(say)
+            except (OptionError, ValueError) as error:  # for the others too, which wait
+                found = error
+        found = self.processes.from_first(found)
+        if isinstance(found, Exception):
+            raise found
+        self.gamma, self.lr = found
+        if self.gamma is not None:
+            set_gamma(self.model, self.gamma)
+        self.tuned = True
+        self._make_optimizer()
+
+    def _found(self, say: Callable[[str], None]) -> tuple[Any, Any]:
+        generator = torch.Generator().manual_seed(self.options.seed)
+        order = torch.randperm(len(self.data.train), generator=generator)
+
+        def batches(size: int, count: int) -> list[tuple[Tensor, Tensor]]:
+            places = torch.arange(size * count) % len(order)
+            chosen = order[places].view(count, size).to(self.data.train.images.device)
+            return [self.data.train[part] for part in chosen]
+
+        gamma, lr = self.gamma, self.lr
+        if self.options.gamma == TUNE:
+            size = min(_GAMMA_BATCH_SIZE, self.options.batch_size)
+            search = tuning.tune_gamma(self.model, batches(size, _GAMMA_BATCHES))
+            gamma = search.gamma
+            say(f"gamma   {gamma:.4g}, tuned: gradients of the first half over the rest {search.ratio:.3g} "
+                f"({len(search.gammas)} evaluations)")  # fmt: skip
+        if self.options.lr == FIND:
+            size = self.options.batch_size // self.processes.count
+            trial = tuning.lr_range_test(self.model, batches(size, min(self.batches, _RATE_STEPS)), steps=_RATE_STEPS)
+            if trial.suggestion is None:
+                raise OptionError("lr must be given: in the range test the loss fell at no learning rate")
+            lr = trial.suggestion
+            say(f"lr      up to {lr:.3g}, by the range test")
+        return gamma, lr
+
+    def _make_optimizer(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, weight_decay=self.options.weight_decay)
+        if self.options.schedule == "one-cycle":
+            self.schedule: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer, max_lr=self.lr, total_steps=self.total_steps
+            )
+        else:
+            self.schedule = torch.optim.lr_scheduler.ConstantLR(self.optimizer, 1.0, 0)
+        self._trained: nn.Module = self.model
+        if self.processes.count > 1:
+            models.synchronize(self.model)
+            # Synchronized statistics are the same in every process: there is nothing to send before each step.
+            self._trained = DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def fit(
+        self,
+        each_step: Callable[[StepRecord], None] = lambda record: None,
+        each_epoch: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        """Trains to the end, from where the trainer stands.
+
+        ``each_step`` is called with the record of every step, ``each_epoch`` with the number of each epoch that ended.
+        Raises :class:`DivergedError`, and what :meth:`tune` raises.
+        """
+        self.tune()
+        with self.drawing():
+            while len(self.history) < self.total_steps:
+                for images, labels in self.epoch_batches():
+                    each_step(self.step(images, labels))
+                each_epoch(len(self.history) // self.batches)
+
+    def epoch_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of the full batches of one epoch, in a new order, augmented.
+
+        In the midst of an epoch, by ``history``: what is left of that epoch.
+        """
+        done = len(self.history) % self.batches
+        if done:
+            self.order.set_state(self._order_of_epoch)
+        self._order_of_epoch = self.order.get_state()
+        # Drawn on the CPU whatever the device, so that a seed means the same order everywhere.
+        order = torch.randperm(len(self.data.train), generator=self.order).to(self.data.train.images.device)
+        size = self.options.batch_size // self.processes.count
+        augment = AUGMENTATIONS[self.options.augment]
+        for batch in range(done, self.batches):
+            start = batch * self.options.batch_size + self.processes.rank * size
+            images, labels = self.data.train[order[start : start + size]]
+            yield images if augment is None else augment(images, self.augmentation), labels
+
+    def step(self, images: Tensor, labels: Tensor) -> StepRecord:
         """One training step: forward, backward, update; recorded in ``history``. Raises :class:`DivergedError`."""
         lr = self.schedule.get_last_lr()[0]
         start = synchronized_time(self.device)
         self.optimizer.zero_grad()
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
+        with self._autocast():
+            logits = self._trained(images.contiguous(memory_format=self.layout))
+            loss = F.cross_entropy(logits, labels)
         loss.backward()
+        if self.options.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         self.optimizer.step()
         seconds = synchronized_time(self.device) - start
         self.schedule.step()
+        correct = (logits.detach().argmax(1) == labels).float().mean()
+        mean = self.processes.sum(torch.stack([loss.detach().float(), correct])) / self.processes.count
         count = len(self.history)
         record = StepRecord(
             step=count + 1,
             epoch=count // self.batches + 1,
             lr=lr,
-            loss=loss.item(),
-            accuracy=(logits.argmax(1) == labels).float().mean().item(),
+            loss=mean[0].item(),
+            accuracy=mean[1].item(),
             seconds=seconds,
         )
         self.history.append(record)
         if not math.isfinite(record.loss):
             raise DivergedError(
                 f"the loss with the {self.options.layer} layer is {record.loss} at step {record.step} "
-                f"(epoch {record.epoch}, learning rate {lr:.3g}): training stopped; try one below {self.options.lr:g}"
+                f"(epoch {record.epoch}, learning rate {lr:.3g}): training stopped; try one below {self.lr:g}"
             )
         return record
 
     @torch.no_grad()
-    def accuracy(self, split: Split) -> float:
-        """The share (0 to 1) of the images in ``split`` that the network classifies correctly, in evaluation mode."""
+    def evaluate(self, split: Split, steps: int | None = None) -> Evaluation:
+        """Loss and accuracy on ``split`` in evaluation mode, at ``steps`` time steps (default: those of training).
+
+        All processes take part, each with a part of the images.
+        """
         was_training = self.model.training
         self.model.eval()
-        correct = sum(
-            int((self.model(images).argmax(1) == labels).sum())
-            for images, labels in split.batches(self.options.batch_size)
-        )
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        size = self.options.batch_size
+        for start in range(self.processes.rank * size, len(split), self.processes.count * size):
+            images, labels = split[slice(start, start + size)]
+            with self._autocast():
+                images = images.contiguous(memory_format=self.layout)
+                logits = self.model(images) if steps is None else self.model(images, steps=steps)
+            sums[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
+            sums[1] += (logits.argmax(1) == labels).sum()
         self.model.train(was_training)
-        return correct / len(split)
+        loss, accuracy = (self.processes.sum(sums) / len(split)).tolist()
+        return Evaluation(
+            len(self.history) // self.batches,
+            self.options.steps if steps is None else steps,
+            loss,
+            accuracy,
+            len(split),
+        )
+
+    def accuracy(self, split: Split) -> float:
+        """The share (0 to 1) of the images in ``split`` that the network classifies correctly, in evaluation mode."""
+        return self.evaluate(split).accuracy
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Within it the global random state is the trainer's own (dropout draws from it); after it, what it was."""
+        if self._is_drawing:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._set_random(self._random)
+            self._is_drawing = True
+            try:
+                yield
+            finally:
+                self._random = self._read_random()
+                self._is_drawing = False
+
+    def _seeded(self, seed: int) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return self._read_random()
+
+    def _read_random(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _set_random(self, states: dict[str, Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if self.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.device)
+
+    def state(self) -> dict[str, Any]:
+        """All that training on needs, in plain types and tensors; all processes must call it."""
+        midst = len(self.history) % self.batches
+        own = {
+            "augmentation": self.augmentation.get_state(),
+            "random": self._read_random() if self._is_drawing else self._random,
+        }
+        return {
+            "gamma": self.gamma,
+            "lr": self.lr,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "order": self._order_of_epoch if midst else self.order.get_state(),
+            "processes": self.processes.gathered(own),
+            "history": torch.tensor([astuple(record) for record in self.history], dtype=torch.float64).view(-1, 6),
+            "evaluations": [astuple(evaluation) for evaluation in self.evaluations],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a :meth:`state` of the same options, as if it had never stopped."""
+        self.gamma, self.lr = state["gamma"], state["lr"]
+        self.tuned = True
+        self.model.load_state_dict(state["model"])
+        self._make_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self._order_of_epoch = state["order"]
+        self.order.set_state(state["order"])
+        own = state["processes"][self.processes.rank]
+        self.augmentation.set_state(own["augmentation"])
+        self._random = own["random"]
+        self.history = [StepRecord(int(step), int(epoch), *rest) for step, epoch, *rest in state["history"].tolist()]
+        self.evaluations = [Evaluation(*values) for values in state["evaluations"]]
+
+
+def build(data: ImageData, options: TrainOptions) -> nn.Module:
+    """The network that ``options`` name, for the images and classes of ``data``.
+
+    Raises :class:`OptionError` for what the network does not have or allow.
+    """
+    channels, size, _ = data.image_shape
+    given = dict(options.model_options)
+    reserved = {"steps", "num_classes", "in_channels", "image_size"} & given.keys()
+    if reserved:
+        raise OptionError(f"model_options must not hold {', '.join(sorted(reserved))}: the data set and steps decide")
+    if options.layer != "fused":
+        if given:
+            raise OptionError(f"model_options must be empty with the layer {options.layer!r}, got {given}")
+        return models.DigitsNet(
+            data.image_shape, data.classes, steps=options.steps, neuron=neuron_factory(options.layer)
+        )
+    given |= {"steps": options.steps, "num_classes": data.classes, "in_channels": channels}
+    if models.takes(options.model, "image_size"):
+        given["image_size"] = size
+    try:
+        return models.build(options.model, **given)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"model {options.model}: {error}") from error
+
+
+def set_gamma(model: nn.Module, gamma: float) -> None:
+    """Gives every spiking layer's surrogate the sharpness ``gamma``; shape and height stay."""
+    for layer in model.modules():
+        if isinstance(layer, IF | LIF):
+            layer.surrogate = replace(layer.surrogate, gamma=float(gamma))
 
 
 def synchronized_time(device: torch.device) -> float:

@@ -71,7 +71,7 @@ def lr_range_test(
     its weights and all else are as before: see :mod:`snnfast.tuning`.
 
     Args:
-        model: with at least one spiking layer and one parameter that requires a gradient.
+        model: with at least one parameter that requires a gradient; spiking or, like an ANN twin, not.
         batches: a list or DataLoader of (inputs, targets), gone through again and again until the steps are done.
         optimizer: makes an optimizer of ``model.parameters()``. Default: AdamW with weight decay 0.01. All its
             parameter groups get the test's rate.
@@ -93,7 +93,7 @@ def lr_range_test(
     _check_options(lowest, highest, steps, smoothing, divergence)
     rates, losses, smoothed = [], [], []
     average, diverged = 0.0, False
-    with on_trial(model, training=True) as layers, torch.enable_grad():
+    with on_trial(model, training=True, spiking=False) as layers, torch.enable_grad():
         # A state that the user's gradients left behind would be the first step's.
         model.zero_grad(set_to_none=True)
         if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -19,16 +19,16 @@ Loss = Callable[[Any, Any], Tensor]
 """loss(outputs, targets): one number."""
 
 
-def spiking_layers(model: nn.Module) -> dict[SpikingLayer, str]:
+def spiking_layers(model: nn.Module, *, required: bool = True) -> dict[SpikingLayer, str]:
     """The spiking layers of a model, in the order of its modules, with their names.
 
-    Raises TypeError for what is not a module, ValueError for a model without spiking layers.
+    Raises TypeError for what is not a module, ValueError for a model without spiking layers where they are required.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     # A model that is a layer itself has no name.
     layers = {m: name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, SpikingLayer)}
-    if not layers:
+    if not layers and required:
         raise ValueError(f"the model has no spiking layer (IF, LIF, BatchNormIF, BatchNormLIF): {type(model).__name__}")
     return layers
 
@@ -80,7 +80,7 @@ def checked_loss(loss: Loss, outputs: Any, targets: Any, *, finite: bool = True)
 
 
 @contextmanager
-def on_trial(model: nn.Module, *, training: bool) -> Iterator[dict[SpikingLayer, str]]:
+def on_trial(model: nn.Module, *, training: bool, spiking: bool = True) -> Iterator[dict[SpikingLayer, str]]:
     """Within, the model may be run and changed; afterwards, also after an error, it is as before.
 
     That is: parameters and their ``grad``, buffers (running statistics with ``num_batches_tracked`` among them), the
@@ -89,13 +89,14 @@ def on_trial(model: nn.Module, *, training: bool) -> Iterator[dict[SpikingLayer,
     masks, the same order from a shuffling DataLoader without a generator of its own.
 
     Args:
-        model: a module with at least one spiking layer; TypeError or ValueError otherwise.
+        model: a module; TypeError otherwise.
         training: the mode to run in, as ``model.train(training)`` sets it.
+        spiking: whether it must have a spiking layer; ValueError where it has none.
 
     Yields:
         The spiking layers with their names, whose carried states have been reset.
     """
-    layers = spiking_layers(model)
+    layers = spiking_layers(model, required=spiking)
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]

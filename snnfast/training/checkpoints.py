@@ -1,0 +1,155 @@
+"""A run's state on disk: written whole or not at all, and read only where it fits."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import snnfast
+from snnfast.data import load
+from snnfast.training.options import TrainOptions
+from snnfast.training.output import OutputError
+from snnfast.training.trainer import Trainer, build
+
+FORMAT = 1
+"""Of the file; raised when an older snnfast could not read what a newer one writes."""
+
+NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+
+# What may differ from the run that is gone on with: none of it changes what is computed.
+_FREE = ("data_dir", "device", "threads", "out", "eval_steps", "checkpoint_every", "tensorboard")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or is of another run; the message says what differs."""
+
+
+def save(trainer: Trainer, path: Path) -> None:
+    """Writes the trainer's state to ``path``; all processes must call it, the first one writes.
+
+    First beside its place, then moved: whenever the process is killed, the file is the one before or the new one,
+    whole. Raises :class:`OutputError`.
+    """
+    state = trainer.state()
+    if not trainer.processes.first:
+        return
+    options = asdict(trainer.options)
+    content = {"format": FORMAT, "snnfast": snnfast.__version__, "options": options, **state}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        kept = "the checkpoint before it, if any, is still there"
+        raise OutputError(f"{path} cannot be written: {error}; {kept}") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Only tensors and plain types are read: a file from elsewhere cannot run code. Raises :class:`CheckpointError` for
+    what is no checkpoint, a truncated one, and one of a newer format.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error.strerror or error}") from error
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # which ones a damaged file raises is not said anywhere
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} ({len(raw)} bytes) is truncated, damaged or no checkpoint of snnfast"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CheckpointError(f"checkpoint {str(path)!r} is not one that `snnfast train` wrote")
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} was written by snnfast {content.get('snnfast')} in format {content['format']}; "
+            f"this is snnfast {snnfast.__version__}, which reads formats up to {FORMAT}: install a newer one"
+        )
+    known = {field.name for field in fields(TrainOptions)}
+    content["options"] = {name: value for name, value in content["options"].items() if name in known}
+    content["options"]["eval_steps"] = tuple(content["options"].get("eval_steps", ()))
+    return content
+
+
+def options_of(content: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
+    """The options of the run that a checkpoint is of, with ``given`` ones (None is not given) in their place.
+
+    Raises :class:`CheckpointError` for one that differs and would change what is computed.
+    """
+    of_run = TrainOptions(**content["options"])
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = TrainOptions(**{**asdict(of_run), **chosen})
+    check_same_run(content, options)
+    return options
+
+
+def check_same_run(content: dict[str, Any], options: TrainOptions) -> None:
+    """Raises :class:`CheckpointError` where ``options`` are not those of the checkpoint's run, naming each."""
+    of_run, asked = content["options"], asdict(options)
+    differ = [
+        f"{name} {of_run.get(name)!r} there, {asked[name]!r} here"
+        for name in asked
+        if name not in _FREE and of_run.get(name) != asked[name]
+    ]
+    if differ:
+        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differ)}")
+
+
+def resume(trainer: Trainer, content: dict[str, Any]) -> None:
+    """Puts a checkpoint's state into ``trainer``. Raises :class:`CheckpointError` for one that does not fit."""
+    check_same_run(content, trainer.options)
+    wrote = len(content["processes"])
+    if wrote != trainer.processes.count:
+        raise CheckpointError(
+            f"the checkpoint is of a run of {wrote} processes, this one has {trainer.processes.count}"
+        )
+    _check_weights(trainer.model, content["model"])
+    trainer.load_state(content)
+
+
+def _check_weights(model: nn.Module, state: dict[str, Any]) -> None:
+    own = model.state_dict()
+    differ = [f"no {name}" for name in own if name not in state]
+    differ += [f"{name} that this network does not have" for name in state if name not in own]
+    differ += [
+        f"{name} of shape {list(state[name].shape)} for {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if differ:
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise CheckpointError(f"the checkpoint's weights are of another network: {'; '.join(differ[:4])}{more}")
+
+
+def load_model(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> nn.Module:
+    """The network of a checkpoint, with its weights and surrogates, in evaluation mode on the CPU.
+
+    Args:
+        path: the file, or the folder it is in.
+        data_dir: where the data set is that the network was trained on, for the shape of its images; see
+            :func:`snnfast.data.load`.
+
+    Raises:
+        CheckpointError: a file that cannot be read or does not fit.
+        DataError: a data set that is not there.
+    """
+    file = Path(path).expanduser()
+    content = read(file / NAME if file.is_dir() else file)
+    options = TrainOptions(**content["options"])
+    folder = data_dir if data_dir is not None else options.data_dir
+    model = build(load(options.data, folder), options)
+    _check_weights(model, content["model"])
+    model.load_state_dict(content["model"])
+    return model.eval()

@@ -1,0 +1,398 @@
+"""Long runs: they go on where they stopped, refuse what does not fit, and several processes train as one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import snnfast as sf
+from snnfast import data, models, training
+from snnfast.cli import main
+from snnfast.data import ImageData, Split
+from snnfast.training import (
+    CheckpointError,
+    DivergedError,
+    OptionError,
+    OutputError,
+    Trainer,
+    TrainOptions,
+    checkpoints,
+)
+
+CPU = torch.device("cpu")
+PLAIN = TrainOptions(
+    model="plain_net", model_options={"layers": 3, "width": 4}, steps=3, epochs=2, batch_size=240, lr=0.01, gamma=2.0,
+    device="cpu", threads=1, checkpoint_every=0,
+)  # fmt: skip
+COMMAND = [
+    *("train", "--model", "plain_net", "--model-option", "layers=3", "--model-option", "width=4", "--steps", "3"),
+    *("--batch-size", "120", "--gamma", "2", "--lr", "0.01", "--device", "cpu", "--threads", "1"),
+]
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "history.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def run(arguments: list[str], folder: Path, **kwargs: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "snnfast", *arguments, "--out", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of PLAIN."""
+    folder = tmp_path_factory.mktemp("finished")
+    training.train(replace(PLAIN, out=str(folder)))
+    return folder
+
+
+def colours(classes: int = 3) -> ImageData:
+    """Random colour images, whose labels cannot be learned."""
+    generator = torch.Generator().manual_seed(5)
+    splits = [
+        Split(
+            torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator),
+            torch.randint(classes, (count,), generator=generator),
+            255.0,
+        )
+        for count in (40, 20)
+    ]
+    return ImageData("digits", classes, *splits)
+
+
+def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_curve(tmp_path: Path) -> None:
+    arguments = [*COMMAND, "--epochs", "6", "--checkpoint-every", "0"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = run(arguments, whole)
+    assert process.wait() == 0, process.stderr.read()
+    process = run(arguments, killed)
+    checkpoint = killed / checkpoints.NAME
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.communicate()
+    done = len(checkpoints.read(checkpoint)["history"])
+    process = run([*arguments, "--resume"], killed)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"resume  after step {done} of 72" in output
+    assert len(losses(whole)) == 72
+    assert losses(killed) == losses(whole)
+    assert (killed / "evaluations.csv").read_text() == (whole / "evaluations.csv").read_text()
+    states = [checkpoints.read(folder / checkpoints.NAME)["model"] for folder in (whole, killed)]
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_dropout_augmentation_and_order_go_on_with_their_random_numbers(stop: int) -> None:
+    def make() -> Trainer:
+        options = TrainOptions(steps=2, epochs=2, batch_size=8, lr=0.01, augment="cifar", clip=1.0)
+        torch.manual_seed(0)
+        model = models.mnist_net(3, 3, image_size=16, steps=2)  # has dropout
+        return Trainer(colours(), options, CPU, model)
+
+    whole = make()
+    whole.fit()
+
+    class Stop(Exception):
+        pass
+
+    first, kept = make(), {}
+
+    def each_step(record: training.StepRecord) -> None:
+        if record.step == stop:
+            kept.update(first.state())
+            raise Stop
+
+    with pytest.raises(Stop):
+        first.fit(each_step)
+    torch.manual_seed(99)  # what the program does meanwhile
+    second = make()
+    second.load_state(kept)
+    second.fit()
+    assert [r.loss for r in second.history] == [r.loss for r in whole.history]
+    assert len({r.loss for r in whole.history}) == 10
+
+
+def test_a_given_model_is_trained_and_the_random_state_left_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    trainer = Trainer(colours(), TrainOptions(steps=2, epochs=1, batch_size=20, lr=0.01), CPU,
+                      models.plain_net(3, layers=3, width=4, image_size=16, steps=2))  # fmt: skip
+    torch.set_rng_state(before)
+    weights = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.fit()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not all(torch.equal(a, b) for a, b in zip(weights, trainer.model.parameters(), strict=True))
+    found = trainer.evaluate(trainer.data.test, steps=5)
+    trainer.model.eval()
+    images, labels = trainer.data.test[:]
+    logits = trainer.model(images, steps=5)
+    assert found.accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert (found.steps, found.images) == (5, 20)
+
+
+def test_rate_and_sharpness_are_found_first_and_kept_by_the_checkpoint(tmp_path: Path) -> None:
+    options = replace(PLAIN, lr="find", gamma="tune", epochs=1, out=str(tmp_path))
+    done = training.train(options)
+    gamma, lr = done.trainer.gamma, done.trainer.lr
+    layers = [layer for layer in done.trainer.model.modules() if isinstance(layer, sf.IF)]
+    assert [layer.surrogate.gamma for layer in layers] == [gamma, gamma]
+    assert max(record.lr for record in done.trainer.history) == pytest.approx(lr, rel=0.5)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["gamma"], summary["lr"]) == (gamma, lr)
+    again = training.train(options, resume=True).trainer
+    assert (again.gamma, again.lr, len(again.history)) == (gamma, lr, len(done.trainer.history))
+
+
+def test_the_ann_twin_trains_with_a_rate_that_was_found(tmp_path: Path) -> None:
+    twin = {**PLAIN.model_options, "activation": "relu"}
+    done = training.train(replace(PLAIN, model_options=twin, gamma=None, lr="find", out=str(tmp_path)))
+    assert done.trainer.history[-1].loss < done.trainer.history[0].loss
+
+
+def test_a_constant_schedule_is_constant_and_one_cycle_rises_and_falls() -> None:
+    rates = {}
+    for schedule in ("constant", "one-cycle"):
+        trainer = Trainer(data.load("digits"), replace(PLAIN, schedule=schedule), CPU)
+        trainer.fit()
+        rates[schedule] = [record.lr for record in trainer.history]
+    assert set(rates["constant"]) == {0.01}
+    assert rates["one-cycle"][0] < 0.001 < 0.009 < max(rates["one-cycle"]) <= 0.01
+    assert rates["one-cycle"][-1] < 0.0001
+
+
+def test_clipping_bounds_the_update_of_the_first_step() -> None:
+    trainer = Trainer(data.load("digits"), replace(PLAIN, clip=1e-3), CPU)
+    trainer.step(*next(trainer.epoch_batches()))
+    norm = torch.stack([parameter.grad.norm() for parameter in trainer.model.parameters()]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bfloat16_is_autocast_and_close_to_float32() -> None:
+    first = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(data.load("digits"), replace(PLAIN, precision=precision), CPU)
+        seen = []
+        trainer.model.classifier.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out.dtype))
+        first[precision] = trainer.step(*next(trainer.epoch_batches())).loss
+        assert seen == [getattr(torch, precision)]
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert first["bfloat16"] == pytest.approx(first["float32"], rel=0.05)
+
+
+def test_a_trained_network_is_read_back_from_its_folder(finished: Path) -> None:
+    model = training.load_model(finished)
+    assert not model.training
+    assert [layer.surrogate.gamma for layer in model.neurons()] == [2.0, 2.0]
+    trainer = Trainer(data.load("digits"), PLAIN, CPU, model)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert trainer.accuracy(trainer.data.test) == summary["test_accuracy"]
+
+
+def test_resume_takes_the_options_of_the_run_and_evaluates_at_others(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "history.csv").read_bytes()
+    assert main(["train", "--resume", "--out", str(finished), "--eval-steps", "1,3,6"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"% at {steps} steps" in output for steps in (1, 3, 6))
+    assert (finished / "history.csv").read_bytes() == before
+    with (finished / "evaluations.csv").open() as file:
+        rows = [(int(row["epoch"]), int(row["steps"])) for row in csv.DictReader(file)]
+    assert rows == [(1, 3), (2, 3), (2, 1), (2, 6)]
+
+
+def test_resume_without_a_checkpoint_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--epochs", "1", "--resume", "--out", str(tmp_path)]) == 0
+    assert f"resume  no checkpoint in {tmp_path}: from the beginning" in capsys.readouterr().out
+
+
+def test_a_new_run_keeps_the_checkpoint_of_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training.train(replace(PLAIN, epochs=1, out=str(tmp_path)))
+    old = (tmp_path / checkpoints.NAME).read_bytes()
+    training.train(replace(PLAIN, epochs=1, seed=1, out=str(tmp_path)))
+    assert (tmp_path / checkpoints.PREVIOUS).read_bytes() == old
+    assert (tmp_path / checkpoints.NAME).read_bytes() != old
+    assert "the checkpoint of an earlier run is now checkpoint-previous.pt" in capsys.readouterr().out
+
+
+REFUSED = {
+    "another model": (["--model", "resnet11"], "model 'plain_net' there, 'resnet11' here"),
+    "other options": (
+        ["--model-option", "layers=4"],
+        "model_options {'layers': 3, 'width': 4} there, {'layers': 4} here",
+    ),
+    "another rate": (["--lr", "0.02", "--steps", "4"], "steps 3 there, 4 here; lr 0.01 there, 0.02 here"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
+    what: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / checkpoints.NAME).read_bytes()
+    arguments, message = REFUSED[what]
+    assert main(["train", "--resume", *arguments, "--out", str(finished)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("snnfast train: error: the checkpoint is of another run: ")
+    assert message in error
+    assert (finished / checkpoints.NAME).read_bytes() == before
+
+
+def rewritten(finished: Path, folder: Path, **changes: object) -> Path:
+    content = torch.load(finished / checkpoints.NAME, weights_only=True)
+    torch.save({**content, **changes}, folder / checkpoints.NAME)
+    return folder
+
+
+def damaged(finished: Path, folder: Path, what: str) -> None:
+    whole = (finished / checkpoints.NAME).read_bytes()
+    file = folder / checkpoints.NAME
+    if what == "truncated":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif what == "empty":
+        file.write_bytes(b"")
+    elif what == "text":
+        file.write_text("not a checkpoint\n")
+    elif what == "code":
+        torch.save({"format": 1, "code": nn.Linear(2, 2)}, file)
+    elif what == "weights alone":
+        torch.save(nn.Linear(2, 2).state_dict(), file)
+    elif what == "newer":
+        rewritten(finished, folder, format=99, snnfast="9.9")
+    elif what == "other weights":
+        rewritten(finished, folder, model=models.plain_net(layers=4, width=4).state_dict())
+    elif what == "two processes":
+        own = torch.load(finished / checkpoints.NAME, weights_only=True)["processes"]
+        rewritten(finished, folder, processes=own * 2)
+
+
+DAMAGED = {
+    "truncated": "is truncated, damaged or no checkpoint",
+    "empty": "(0 bytes) is truncated, damaged or no checkpoint",
+    "text": "is truncated, damaged or no checkpoint",
+    "code": "is truncated, damaged or no checkpoint",
+    "weights alone": "is not one that `snnfast train` wrote",
+    "newer": "was written by snnfast 9.9 in format 99; this is snnfast",
+    "other weights": "the checkpoint's weights are of another network: ",
+    "two processes": "the checkpoint is of a run of 2 processes, this one has 1",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_checkpoint_that_does_not_fit_is_refused_and_stays(
+    what: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged(finished, tmp_path, what)
+    before = (tmp_path / checkpoints.NAME).read_bytes()
+    assert main([*COMMAND[:-4], "--batch-size", "240", "--epochs", "2", "--resume", "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert DAMAGED[what] in captured.err
+    assert captured.err.count("\n") == 1
+    assert "epoch 1/" not in captured.out
+    assert (tmp_path / checkpoints.NAME).read_bytes() == before
+    with pytest.raises(CheckpointError):
+        if what == "two processes":  # weights can be read all the same
+            raise CheckpointError
+        training.load_model(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """The rate ruins the weights at the first step; without batch normalization the second loss is not finite."""
+    ruined = replace(PLAIN, model="digits", model_options={}, gamma=None)
+    options = replace(ruined, lr=1e30, schedule="constant", out=str(tmp_path))
+    with pytest.raises(DivergedError, match=r"at step (\d+) .*training stopped") as caught:
+        training.train(options)
+    diverged = int(str(caught.value).split("at step ")[1].split()[0])
+    kept = checkpoints.read(tmp_path / checkpoints.NAME)
+    assert len(kept["history"]) == diverged - 1
+    assert torch.isfinite(kept["history"]).all()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(data.load("digits"), PLAIN, CPU)
+    path = tmp_path / checkpoints.NAME
+    checkpoints.save(trainer, path)
+    before = path.read_bytes()
+
+    def full(content: object, file: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before it, if any, is still there"):
+        checkpoints.save(trainer, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_have_the_losses_of_one_on_the_joined_batch(tmp_path: Path) -> None:
+    arguments = [*COMMAND, "--epochs", "1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    process = run(arguments, one)
+    assert process.wait() == 0, process.stderr.read()
+    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "--no-python", sys.executable, "-P", "-m", "snnfast", *arguments, "--out", str(two)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("test accuracy ") == 1  # one process speaks
+    first, second = losses(one), losses(two)
+    assert len(first) == len(second) == 12
+    assert first == pytest.approx(second, rel=1e-3)
+    assert first[:3] == pytest.approx(second[:3], rel=1e-5)
+    accuracy = [json.loads((folder / "summary.json").read_text())["test_accuracy"] for folder in (one, two)]
+    assert accuracy[0] == pytest.approx(accuracy[1], abs=0.02)
+    # And it goes on, with as many processes.
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "resume  after step 12 of 12" in again.stdout
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(OptionError, match="batch_size must be a multiple of the 7 processes, got 240"):
+        Trainer(data.load("digits"), PLAIN, CPU, processes=training.Processes(0, 7))
+
+
+def test_tensorboard_has_every_step_and_evaluation(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    done = training.train(replace(PLAIN, tensorboard=True, out=str(tmp_path)))
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    written = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert written == [(r.step, pytest.approx(r.loss, rel=1e-6)) for r in done.trainer.history]
+    assert [event.step for event in events.Scalars("test/accuracy")] == [6, 12]
+
+
+def test_tensorboard_that_is_not_there_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main([*COMMAND, "--epochs", "1", "--tensorboard", "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert "tensorboard is not installed (pip install tensorboard)" in captured.err
+    assert "epoch 1/" not in captured.out
