@@ -1,0 +1,189 @@
+"""What the experiments share: images, networks, training, accuracies over time, the look of plots."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snnfast import models
+from snnfast.data import ImageData, Split, load
+from snnfast.models import Network
+from snnfast.training import Trainer, TrainOptions
+from snnfast.training.trainer import StepRecord, reproducible
+
+from .experiment import Context
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Ink, grid and paper of all plots; the page that shows them puts the reader's own in their place.
+INK, GRID, PAPER = "#1f2833", "#dfe3e8", "#fefefe"
+
+COLOURS = {"ann": "#3f7fd0", "snn": "#d1495b", "fixed": "#2f9e6e", "converted": "#c98a1b"}
+"""One colour for each kind of network in all figures: the paper's own, where it has one."""
+
+SERIES = ("#d1495b", "#3f7fd0", "#2f9e6e", "#c98a1b", "#8a63d2", "#3aa6b9", "#7c8794")
+"""Colours of curves that are not kinds of networks, in order."""
+
+
+def images(
+    name: str, context: Context, *, train: int | None = None, test: int | None = None, size: int | None = None
+) -> ImageData:
+    """The first images of a data set's splits, on the context's device; the same ones at every call.
+
+    Args:
+        name: of the data set, as :func:`snnfast.data.load` knows it.
+        train, test: how many of each split; None for all.
+        size: height and width to which images are average-pooled, rounded to what the data set can store; None keeps
+            them as they are.
+
+    Raises:
+        ValueError: more images, or larger ones, than there are.
+        snnfast.data.DataError: what ``load`` raises.
+    """
+    data = _loaded(name, context.data_dir if context.data_dir is not None else os.environ.get("SNNFAST_DATA"))
+    for argument, wanted, split in (("train", train, data.train), ("test", test, data.test)):
+        if wanted is not None and not 1 <= wanted <= len(split):
+            raise ValueError(f"{argument} must be from 1 to {len(split)}, the images of {name}, got {wanted}")
+    if size is not None and not 1 <= size <= min(data.image_shape[1:]):
+        raise ValueError(f"size must be from 1 to {min(data.image_shape[1:])}, that of {name}'s images, got {size}")
+    return replace(data, train=_part(data.train, train, size), test=_part(data.test, test, size)).to(context.device)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(name: str, data_dir: str | None) -> ImageData:
+    return load(name, data_dir)
+
+
+def _part(split: Split, count: int | None, size: int | None) -> Split:
+    pixels = split.images[:count]
+    if size is not None and tuple(pixels.shape[2:]) != (size, size):
+        # In pieces: all of a data set's images as floats would be a gigabyte.
+        pooled = [F.adaptive_avg_pool2d(piece.float(), size).round_() for piece in pixels.split(4096)]
+        pixels = torch.cat([piece.to(split.images.dtype) for piece in pooled])
+    return replace(split, images=pixels, labels=split.labels[:count])
+
+
+def network(name: str, data: ImageData, context: Context, *, seed: int = 0, **options: Any) -> nn.Module:
+    """The network ``name`` for the images of ``data``, on the context's device, its weights drawn from ``seed`` alone.
+
+    ``options`` are those of :func:`snnfast.models.build`; classes, channels and image size come from ``data``.
+    """
+    channels, size, _ = data.image_shape
+    options = {"num_classes": data.classes, "in_channels": channels, **options}
+    if name not in ("resnet18", "resnet50"):  # they take images of any size
+        options.setdefault("image_size", size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build(name, **options).to(context.device)
+
+
+def train_model(
+    model: nn.Module, data: ImageData, context: Context, *, each_step: Callable[[StepRecord], None] | None = None,
+    **options: Any,
+) -> Trainer:  # fmt: skip
+    """Trains ``model`` as it is on ``data`` and says a line per epoch.
+
+    Args:
+        model: on the context's device, its γ and thresholds set.
+        each_step: called with the record of every step, after it.
+        **options: of :class:`snnfast.training.TrainOptions`: epochs, batch_size, lr, schedule, augment, seed, …
+
+    Returns:
+        The trainer: its ``history`` has every step, its ``evaluate(split, steps)`` the loss and accuracy of a split.
+    """
+    settings = TrainOptions(data=data.name, **options)
+    trainer = Trainer(data, settings, context.device, model)
+
+    def record(step: StepRecord) -> None:
+        if step.step % trainer.batches == 0:
+            epoch = trainer.history[-trainer.batches :]
+            loss, accuracy = (sum(getattr(s, what) for s in epoch) / len(epoch) for what in ("loss", "accuracy"))
+            seconds = sum(s.seconds for s in epoch)
+            context.say(
+                f"  epoch {step.epoch}/{settings.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}, {seconds:.1f} s"
+            )
+        if each_step is not None:
+            each_step(step)
+
+    with reproducible(None):
+        trainer.fit(record)
+    return trainer
+
+
+def logits_at(model: Network, images: Tensor, steps: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+    """The logits [B, classes] after each of the numbers of steps, smallest first, from one pass over the largest.
+
+    The first t steps of a longer run are the run of t steps, so sums of the last neuron's spikes up to t give its
+    logits. That holds in evaluation mode, where batch normalization does not look at the steps to come.
+
+    Raises:
+        ValueError: no number of steps, one below 1, a network in training mode.
+    """
+    counts = sorted(set(steps))
+    if not counts or counts[0] < 1:
+        raise ValueError(f"steps must hold at least one number, and none below 1, got {counts}")
+    if model.training:
+        raise ValueError("model must be in evaluation mode: call model.eval()")
+    features = model.features(images, counts[-1])
+    if not model.activation.spiking:
+        logits = model.classifier(model.head(features), 1)
+        yield from ((count, logits) for count in counts)
+        return
+    total, before = torch.zeros_like(features[0]), 0
+    for count in counts:
+        total = total + features[before:count].sum(0)
+        before = count
+        yield count, model.classifier(model.head(total), count)
+
+
+@torch.no_grad()
+def accuracies(model: Network, split: Split, steps: Sequence[int], *, batch_size: int = 100) -> dict[int, float]:
+    """The share (0 to 1) of the split's images classified correctly after each number of steps, in evaluation mode.
+
+    One pass over the largest number of steps for all, see :func:`logits_at`; the model's mode is restored. Networks
+    without a time axis have the same accuracy at each. Memory is that of ``batch_size`` images over the largest number.
+    """
+    training = model.training
+    model.eval()
+    correct = dict.fromkeys(steps, 0)
+    try:
+        for pixels, labels in split.batches(batch_size):
+            for count, logits in logits_at(model, pixels, steps):
+                correct[count] += int((logits.argmax(1) == labels).sum())
+    finally:
+        model.train(training)
+    return {count: number / len(split) for count, number in correct.items()}
+
+
+def loss_curve(history: Sequence[StepRecord], window: int = 1) -> tuple[list[int], list[float]]:
+    """Step numbers and training losses, each loss the mean of the last ``window`` steps (fewer at the start)."""
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    losses = [record.loss for record in history]
+    parts = (losses[max(0, end - window) : end] for end in range(1, len(losses) + 1))
+    return [record.step for record in history], [sum(part) / len(part) for part in parts]
+
+
+def dress(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "", legend: bool = False) -> None:
+    """The look of all plots: labels, a light grid, no frame at the top and the right."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if title:
+        axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(True, which="major", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False)
+
+
+def paper_line(axes: Axes, value: float, label: str = "paper") -> None:
+    """A dashed horizontal line at the paper's number."""
+    axes.axhline(value, color=SERIES[-1], linestyle="--", linewidth=1.2, label=label)
