@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Everything that a machine with a GPU is needed for, within 8 minutes, into one folder: build, `pytest -m cuda`,
-# compute-sanitizer (memcheck, racecheck), benchmark. Needs torch, nvcc, cmake, ninja, pybind11, setuptools and pytest,
-# and no network. A failing stage does not stop the next; the exit code is 0 only if every stage passed.
+# compute-sanitizer (memcheck, racecheck), benchmark, training step; where data is given, a training. Needs torch, nvcc,
+# cmake, ninja, pybind11, setuptools and pytest, and no network. A failing stage does not stop the next; the exit code is
+# 0 only if every stage passed.
 #
 #   OUT=folder   where to write (default ./gpu-results): stages.txt, log.txt, and the benchmark's files
 #   SMALL=1      small sizes: the quick suite in place of the default one
 #   ARCHS=90     architectures to build for (default: this machine's GPU alone, which is quick)
+#   SNNFAST_DATA=folder  CIFAR-10 is there: train ResNet11 on it for EPOCHS (default 20), at most TRAIN_SECONDS (240)
 #   PYTHON=...   the interpreter (default python3)
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -60,6 +62,13 @@ stage racecheck 90 "$sanitizer" --tool racecheck --error-exitcode 9 \
 size=()
 [ "${SMALL:-0}" = 1 ] && size=(--quick)
 stage bench 240 "$python" -P -m snnfast.benchmarks --device cuda --out "$out" "${size[@]}"
+net=(--batch-size 128 --precision bfloat16 --seconds 20)
+[ "${SMALL:-0}" = 1 ] && net=(--batch-size 8 --width 8 --seconds 2)
+stage training 120 "$python" -P -m snnfast.benchmarks.training --device cuda "${net[@]}" --out "$out/training.json"
+if [ -n "${SNNFAST_DATA:-}" ]; then
+    stage cifar10 "${TRAIN_SECONDS:-240}" "$python" -P -m snnfast train --data cifar10 --epochs "${EPOCHS:-20}" \
+        --eval-steps 10,20 --resume --out "$out/cifar10"
+fi
 
 echo
 tail -n 60 "$out/log.txt"

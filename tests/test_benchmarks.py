@@ -275,3 +275,38 @@ def test_a_batch_norm_block_agrees_with_torchs_batch_norm_and_the_loop(block):
     sides = measure.measure(workload, CPU, seconds=0.0)["sides"]
     assert sides["naive"]["agrees"] and sides["unfused"]["agrees"], (sides["naive"], sides["unfused"])
     assert sides["naive"]["gradient_error"] is not None and "time" in sides["relu"]
+
+
+def test_a_training_step_is_timed_for_networks_of_equal_losses() -> None:
+    from snnfast.benchmarks import training
+
+    sides = ["snnfast", "naive", "spikingjelly-native", "ann-twin"]
+    results = training.measure(
+        "resnet11", torch.device("cpu"), width=2, image_size=4, batch_size=2, steps=3, seconds=0.1, sides=sides
+    )
+    found = results["sides"]
+    assert found["naive"]["check"].startswith("same loss in float64 within ")
+    assert "runs on cuda only" in found["spikingjelly-native"]["skipped"] or "not installed" in str(found)
+    assert found["snnfast"]["ratio"] == 1.0
+    assert found["naive"]["ratio"] == pytest.approx(found["naive"]["seconds"] / found["snnfast"]["seconds"])
+    shown = training.table(results)
+    assert all(side in shown for side in sides)
+
+
+def test_networks_of_other_weights_or_dynamics_are_not_timed() -> None:
+    from snnfast.benchmarks import training
+
+    ours = training.build("plain_net", 8, 4, layers=3, width=4)
+    images, labels = torch.rand(2, 3, 8, 8), torch.tensor([1, 2])
+    other = training.build("plain_net", 8, 3, layers=3, width=4)
+    with pytest.raises(RuntimeError, match="not the same network"):
+        training.check(other, ours, images, labels)
+
+
+def test_the_twin_of_a_training_step_has_the_same_weights_and_no_time() -> None:
+    from snnfast.benchmarks import training
+
+    ours = training.build("plain_net", 8, 5, layers=3, width=4)
+    twin = training.side_of("ann-twin", ours, torch.device("cpu"))
+    assert not twin.activation.spiking
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), twin.parameters(), strict=True))
