@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     from snnfast import models
     from snnfast.data import data_sets
-    from snnfast.training import AUGMENTATIONS, IMPLEMENTATIONS, PRECISIONS, SCHEDULES
+    from snnfast.training import AUGMENTATIONS, IMPLEMENTATIONS, PRECISIONS, SCHEDULES, SURROGATES
 
     parser.description = (
         "Trains a network of integrate-and-fire neurons as the paper does: constant-current input, summed readout, "
@@ -132,6 +132,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=_number_or_word,
         metavar="VALUE",
         help="sharpness of the surrogate, or tune: balance the gradients first",
+    )
+    parser.add_argument(
+        "--surrogate", metavar="NAME", help=f"its shape: {', '.join(SURROGATES)} (default: FastSigmoid)"
     )
     parser.add_argument("--augment", metavar="NAME", help=f"of the training images: {', '.join(AUGMENTATIONS)}")
     parser.add_argument(

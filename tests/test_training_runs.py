@@ -179,6 +179,17 @@ def test_a_constant_schedule_is_constant_and_one_cycle_rises_and_falls() -> None
     assert rates["one-cycle"][-1] < 0.0001
 
 
+def test_the_surrogate_is_chosen_by_name() -> None:
+    trainer = Trainer(data.load("digits"), replace(PLAIN, surrogate="Triangle", gamma=0.7), CPU)
+    shapes = {layer.surrogate for layer in trainer.model.neurons()}
+    assert shapes == {sf.surrogate.Triangle(gamma=0.7)}
+
+
+def test_options_that_a_checkpoint_could_not_hold_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"model_options must hold plain numbers, .* got threshold=tensor"):
+        TrainOptions(model="plain_net", model_options={"threshold": torch.ones(())})
+
+
 def test_clipping_bounds_the_update_of_the_first_step() -> None:
     trainer = Trainer(data.load("digits"), replace(PLAIN, clip=1e-3), CPU)
     trainer.step(*next(trainer.epoch_batches()))

@@ -9,7 +9,7 @@ training, for other programs. What a user can get wrong is an :class:`OptionErro
 from snnfast.training.checkpoints import CheckpointError, load_model
 from snnfast.training.compare import Comparison, MismatchError, compare
 from snnfast.training.implementations import IMPLEMENTATIONS
-from snnfast.training.options import AUGMENTATIONS, PRECISIONS, SCHEDULES, OptionError, TrainOptions
+from snnfast.training.options import AUGMENTATIONS, PRECISIONS, SCHEDULES, SURROGATES, OptionError, TrainOptions
 from snnfast.training.output import OutputError
 from snnfast.training.processes import Processes
 from snnfast.training.run import Run, options_for, train
@@ -20,6 +20,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "PRECISIONS",
     "SCHEDULES",
+    "SURROGATES",
     "CheckpointError",
     "Comparison",
     "DivergedError",

@@ -30,15 +30,16 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is of another run; the message says what differs."""
 
 
-def save(trainer: Trainer, path: Path) -> None:
+def save(trainer: Trainer, path: Path, *, keep_previous: bool = False) -> bool:
     """Writes the trainer's state to ``path``; all processes must call it, the first one writes.
 
     First beside its place, then moved: whenever the process is killed, the file is the one before or the new one,
-    whole. Raises :class:`OutputError`.
+    whole. With ``keep_previous`` a file that is there is moved to :data:`PREVIOUS` first. Returns whether one was.
+    Raises :class:`OutputError`.
     """
     state = trainer.state()
     if not trainer.processes.first:
-        return
+        return False
     options = asdict(trainer.options)
     content = {"format": FORMAT, "snnfast": snnfast.__version__, "options": options, **state}
     partial = path.with_name(f".{path.name}.partial")
@@ -47,7 +48,11 @@ def save(trainer: Trainer, path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        moved = keep_previous and path.exists()
+        if moved:
+            path.replace(path.with_name(PREVIOUS))
         partial.replace(path)
+        return moved
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         kept = "the checkpoint before it, if any, is still there"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from snnfast import build_info, models
+from snnfast import build_info, models, surrogate
 from snnfast.data import augment, check_known
 from snnfast.training.implementations import IMPLEMENTATIONS
 
@@ -17,6 +17,7 @@ FIND, TUNE = "find", "tune"
 """In the place of a number: the learning rate by a range test, the surrogate's sharpness by balancing gradients."""
 
 SCHEDULES = ("one-cycle", "constant")
+SURROGATES = surrogate.SHAPES
 AUGMENTATIONS = {"none": None, "cifar": augment.CIFAR}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -51,7 +52,8 @@ class TrainOptions:
 
     * ``data``, ``data_dir``: see :func:`snnfast.data.load`.
     * ``model``, ``model_options``: see :func:`snnfast.models.build`; the data set gives the shape of the images and the
-      number of classes, ``steps`` is an option of its own. ``{"activation": "relu"}`` trains the ANN twin.
+      number of classes, ``steps`` and ``surrogate`` are options of their own. Plain values only, since checkpoints hold
+      them. ``{"activation": "relu"}`` trains the ANN twin.
     * ``layer``: one of :data:`IMPLEMENTATIONS`, other than ``fused`` with the model ``digits`` only. The random numbers
       drawn do not depend on it.
     * ``steps``: time steps T for which each image is held in training.
@@ -64,6 +66,7 @@ class TrainOptions:
     * ``clip``: the norm to which the gradient is cut; None leaves it.
     * ``gamma``: the surrogate's sharpness in every spiking layer; ``"tune"``: :func:`snnfast.tuning.tune_gamma` finds
       it first; None: as the model has it.
+    * ``surrogate``: its shape, one of :data:`SURROGATES`; None: as the model has it, the fast sigmoid.
     * ``augment``: ``cifar`` (:data:`snnfast.data.augment.CIFAR`), or ``none``.
     * ``precision``: ``float32``, or ``bfloat16`` by autocast; None is bfloat16 on a GPU and float32 on the CPU.
     * ``seed``: of the initial weights, the order of the images, augmentation and dropout.
@@ -92,6 +95,7 @@ class TrainOptions:
     weight_decay: float = 0.01
     clip: float | None = None
     gamma: float | str | None = None
+    surrogate: str | None = None
     augment: str = "none"
     precision: str | None = None
     seed: int = 0
@@ -109,6 +113,12 @@ class TrainOptions:
         _check_one_of("augment", self.augment, AUGMENTATIONS)
         if self.precision is not None:
             _check_one_of("precision", self.precision, PRECISIONS)
+        for name, value in self.model_options.items():
+            if not _is_plain(value):
+                allowed = "plain numbers, words, booleans, None or lists of them"
+                raise OptionError(f"model_options must hold {allowed}, got {name}={value!r}")
+        if self.surrogate is not None:
+            _check_one_of("surrogate", self.surrogate, SURROGATES)
         if self.layer != "fused" and self.model != "digits":
             raise OptionError(f"layer must be 'fused' with the model {self.model!r}, got {self.layer!r}")
         _check_integer("steps", self.steps, least=1)
@@ -159,6 +169,12 @@ class TrainOptions:
     def evaluated_steps(self) -> tuple[int, ...]:
         """``eval_steps``, or ``steps`` where there are none."""
         return self.eval_steps or (self.steps,)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _check_one_of(name: str, value: Any, allowed: Any) -> None:

@@ -175,11 +175,9 @@ class _Files:
 
     def save(self) -> None:
         """Writes the checkpoint and the tables; an earlier run's checkpoint is moved aside before the first one."""
-        if self._is_first_save and self._trainer.processes.first and self._path.exists():
-            self._path.replace(self._path.with_name(checkpoints.PREVIOUS))
+        if checkpoints.save(self._trainer, self._path, keep_previous=self._is_first_save):
             self._say(f"note    the checkpoint of an earlier run is now {checkpoints.PREVIOUS}", flush=True)
         self._is_first_save = False
-        checkpoints.save(self._trainer, self._path)
         self._folder.note(checkpoints.NAME)
         self.write_tables()
         self._last = time.monotonic()

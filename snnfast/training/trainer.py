@@ -18,7 +18,7 @@ from snnfast import models, tuning
 from snnfast.data import ImageData, Split
 from snnfast.layers import IF, LIF
 from snnfast.training.implementations import neuron_factory
-from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, TUNE, OptionError, TrainOptions
+from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, SURROGATES, TUNE, OptionError, TrainOptions
 from snnfast.training.processes import Processes
 
 _GAMMA_BATCHES = 8  # the ratio that is balanced is noisy over one
@@ -364,9 +364,12 @@ def build(data: ImageData, options: TrainOptions) -> nn.Module:
     """
     channels, size, _ = data.image_shape
     given = dict(options.model_options)
-    reserved = {"steps", "num_classes", "in_channels", "image_size"} & given.keys()
+    reserved = {"steps", "surrogate", "num_classes", "in_channels", "image_size"} & given.keys()
     if reserved:
-        raise OptionError(f"model_options must not hold {', '.join(sorted(reserved))}: the data set and steps decide")
+        why = "it has an option of its own, or the data decide"
+        raise OptionError(f"model_options must not hold {', '.join(sorted(reserved))}: {why}")
+    if options.surrogate is not None:
+        given["surrogate"] = SURROGATES[options.surrogate]()
     if options.layer != "fused":
         if given:
             raise OptionError(f"model_options must be empty with the layer {options.layer!r}, got {given}")
