@@ -13,12 +13,14 @@ from snnfast.models.activations import ACTIVATIONS, Activation, BatchNormReLU, R
 from snnfast.models.convolutional import FeedForwardNet, mnist_net, plain_net
 from snnfast.models.digits import DigitsNet, NeuronFactory
 from snnfast.models.network import Network, SummedLinear
+from snnfast.models.normalization import BatchNorm2d, synchronize
 from snnfast.models.registry import build, digits, names, takes
 from snnfast.models.residual import ResidualBlock, ResNet, resnet11, resnet18, resnet50
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "BatchNorm2d",
     "BatchNormReLU",
     "DigitsNet",
     "FeedForwardNet",
@@ -38,5 +40,6 @@ __all__ = [
     "resnet11",
     "resnet18",
     "resnet50",
+    "synchronize",
     "takes",
 ]
