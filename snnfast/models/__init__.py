@@ -3,7 +3,8 @@
 :func:`build` makes them by name. Each is a function of its own too: :func:`mnist_net`, :func:`plain_net`,
 :func:`resnet11`, :func:`resnet18`, :func:`resnet50`, with ``activation="if"``, ``"lif"`` or, for the twin, ``"relu"``:
 the same modules without a time axis, under the same parameter names. They take images [B, C, H, W] and give logits
-[B, classes]; the part before the first neuron is computed once, not for every step.
+[B, classes]; the part before the first neuron is computed once, not for every step. :func:`synchronize` makes their
+batch statistics those of several processes.
 
 :class:`DigitsNet` is smaller, and takes ``neuron``, a function that makes a spiking layer, so that the same weights run
 through another implementation of the same dynamics.

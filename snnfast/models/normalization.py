@@ -28,7 +28,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     Args:
         *args, **kwargs: those of nn.BatchNorm2d.
         process_group: a torch.distributed process group, "world" for all processes, or None for this one alone. An
-            attribute, not part of the state dict; :func:`synchronize` sets it.
+            attribute, not part of the state dict; :func:`synchronize` sets it. Python can copy and pickle "world", but
+            no group.
 
     Raises:
         TypeError, ValueError: something else for the group, or torch.distributed not initialised; and what
