@@ -177,6 +177,15 @@ def moments_of_all(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Ten
     return torch.stack([mean, variance]), total
 
 
+def tracked_of_all(moments: Tensor, count: Tensor, mean: Tensor | None, variance: Tensor | None) -> Tensor:
+    """What running statistics move towards, [2, C]: the mean and the unbiased variance of every process's batch.
+
+    ``mean``, ``variance``: the running statistics, which stay where no process has values.
+    """
+    tracked = torch.stack([moments[0], moments[1] * (count / (count - 1).clamp(min=1))])
+    return tracked if mean is None else tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
+
+
 def track(running: Tensor, found: Tensor, momentum: float | Tensor) -> None:
     """Moves a running statistic towards what a batch had. A tensor is the share of a cumulative mean, taken exactly."""
     if isinstance(momentum, Tensor):
@@ -283,9 +292,7 @@ def run_normalized(
             if not alone:
                 moments, count = moments_of_all(moments, values, norm.process_group)
                 tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-                tracked = torch.stack([moments[0], moments[1] * (count / (count - 1).clamp(min=1))])
-                if mean is not None:  # no values in any process: the running statistics stay
-                    tracked = tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
+                tracked = tracked_of_all(moments, count, mean, variance)
             # Before the autograd Function: activation checkpointing stops a recomputation there.
             if batches is not None and momentum is not None:
                 batches.add_(1)

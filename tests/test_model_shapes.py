@@ -140,3 +140,42 @@ def test_layers_strides_and_parameters_are_those_of_the_table(case, activation):
         network = models.build(name, activation=activation, steps=2, **options)
     assert traced(network, *image) == layers
     assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+# Which networks have a width, and its default.
+WIDTHS = {"plain_net": 32, "resnet11": 64, "resnet18": 64, "resnet50": 64}
+
+
+def scaled(rows: list[tuple], narrower: int) -> list[tuple]:
+    """The rows of a network so many times narrower: channels, and features of linear layers but hidden units."""
+    convolutions = [(*row[:2], row[2] // narrower, row[3]) for row in rows if len(row) == 4]
+    first, *rest = (row for row in rows if len(row) == 2)
+    return [*convolutions, (first[0] // narrower, first[1]), *rest]
+
+
+@pytest.mark.parametrize("activation", ["if", "relu"])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_channels_scale_with_the_width_and_nothing_else_does(name, activation):
+    with torch.device("meta"):
+        wide = models.build(name, activation=activation, steps=2)
+        narrow = models.build(name, activation=activation, steps=2, width=WIDTHS[name] // 8)
+    rows = traced(wide, 3, 32, 32)
+    assert traced(narrow, 3, 32, 32) == scaled(rows, 8)
+    assert rows[0][2] == WIDTHS[name]
+    assert list(narrow.state_dict()) == list(wide.state_dict())
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_the_default_width_is_the_papers(name):
+    with torch.device("meta"):
+        default, named = models.build(name), models.build(name, width=WIDTHS[name])
+    shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (default, named)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("width", [1, 3])
+def test_networks_of_any_width_run(name, width):
+    size = {"image_size": 16} if models.takes(name, "image_size") else {}
+    network = models.build(name, width=width, num_classes=4, steps=2, **size)
+    assert network(torch.rand(3, 3, 16, 16)).shape == (3, 4)

@@ -350,6 +350,9 @@ REFUSED = {
     "steps must be an integer of at least 1, got 0": ("mnist_net", {"steps": 0}),
     "image_size is too small for mnist_net, got 8": ("mnist_net", {"image_size": 8}),
     "image_size must be at least 2 for resnet11, got 1": ("resnet11", {"image_size": 1}),
+    "width must be an integer of at least 1, got 2.5": ("resnet11", {"width": 2.5}),
+    "width must be an integer of at least 1, got -64": ("resnet18", {"width": -64}),
+    "width must be an integer of at least 1, got True": ("resnet50", {"width": True}),
     "reset must be": ("plain_net", {"reset": "firm"}),
     "time_dim must be 0 in a network, got 1": ("plain_net", {"time_dim": 1}),
 }
@@ -361,6 +364,32 @@ def test_what_a_network_cannot_be_is_named(message):
     with pytest.raises(ValueError) as caught:
         models.build(name, **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["plain_net", "resnet11", "resnet18", "resnet50"])
+def test_a_width_of_zero_is_refused_by_name(name):
+    with pytest.raises(ValueError, match="width must be an integer of at least 1, got 0"):
+        models.build(name, width=0)
+
+
+def test_takes_says_which_options_are_a_networks_own():
+    taking = {option: [name for name in models.names() if models.takes(name, option)] for option in (
+        "steps", "image_size", "width", "layers", "stem", "batch_norm", "widths",
+    )}  # fmt: skip
+    assert taking == {
+        "steps": list(models.names()),
+        "image_size": ["digits", "mnist_net", "plain_net", "resnet11"],
+        "width": ["plain_net", "resnet11", "resnet18", "resnet50"],
+        "layers": ["plain_net"],
+        "stem": ["resnet18", "resnet50"],
+        "batch_norm": ["mnist_net", "plain_net", "resnet11", "resnet18", "resnet50"],
+        "widths": ["digits"],
+    }
+    # Not the neurons' options, nor the name that collects them, nor what no one has.
+    for option in ("reset", "surrogate", "neuron", "depth", ""):
+        assert not any(models.takes(name, option) for name in models.names())
+    with pytest.raises(ValueError, match="unknown network 'resnet34'; known: digits, mnist_net, plain_net, resnet11"):
+        models.takes("resnet34", "steps")
 
 
 @pytest.mark.parametrize("activation", ["if", "relu"])

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from snnfast.batch_norm import BatchNormIF, BatchNormLIF
 from snnfast.dynamics import flag
 from snnfast.layers import IF, LIF
+from snnfast.models.normalization import BatchNorm2d
 
 __all__ = ["ACTIVATIONS", "Activation", "BatchNormReLU", "ReLU", "ResidualIF", "ResidualLIF"]
 
@@ -60,11 +61,12 @@ class ReLU(nn.Module):
         return F.relu(current if residual is None else current + residual)
 
 
-class BatchNormReLU(nn.BatchNorm2d):
+class BatchNormReLU(BatchNorm2d):
     """ReLU of ``BatchNorm(current) + residual``: the twin of :class:`snnfast.BatchNormIF`, without time.
 
-    Parameters, buffers and arguments are those of nn.BatchNorm2d; [B, C] currents of linear layers are taken too.
-    (``nn.SyncBatchNorm.convert_sync_batchnorm`` takes it for a plain batch norm, and would lose its ReLU.)
+    Parameters, buffers and arguments are those of :class:`BatchNorm2d`; [B, C] currents of linear layers are taken too.
+    For several processes there is :func:`synchronize`: ``nn.SyncBatchNorm.convert_sync_batchnorm`` takes it for a plain
+    batch norm, and would lose its ReLU.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -124,13 +126,18 @@ class Activation:
         return _LAYERS[self.kind][self.batch_norm](*features, **(self.neuron if self.spiking else {}))
 
     def replacing(self, layer: nn.Module) -> nn.Module:
-        """A layer of this kind with the parameters, running statistics, device and mode of one of another kind."""
+        """A layer of this kind with the parameters, running statistics, device and mode of one of another kind.
+
+        The process group that statistics are taken over is the other's too.
+        """
         values = layer.state_dict()
         example = next((value for value in values.values() if value.is_floating_point()), torch.empty(0))
         made = self(getattr(layer, "num_features", 0)).to(example)
         own = made.state_dict()
         # A copy without metadata: that would bring the replaced layer's surrogate along.
         made.load_state_dict({**own, **{name: value for name, value in values.items() if name in own}})
+        if hasattr(made, "process_group"):
+            made.process_group = getattr(layer, "process_group", None)
         return made.train(layer.training)
 
 

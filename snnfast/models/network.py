@@ -111,7 +111,7 @@ class Network(nn.Module):
         return self.classifier(self.head(features), steps)
 
     def with_activation(self, activation: Activation) -> Network:
-        """A copy whose neurons are of another kind, with this network's weights and running statistics.
+        """A copy whose neurons are of another kind, with this network's weights, running statistics and process group.
 
         Args:
             activation: of the copy, with batch normalization where this network has it.
@@ -121,7 +121,9 @@ class Network(nn.Module):
         """
         if activation.batch_norm != self.activation.batch_norm:
             raise ValueError(f"batch_norm must be {self.activation.batch_norm}, as in the network to be copied")
-        copy = deepcopy(self)
+        # A process group is a handle: the copy takes its statistics over the same one.
+        groups = [getattr(module, "process_group", None) for module in self.modules()]
+        copy = deepcopy(self, {id(group): group for group in groups})
         copy.activation = activation
         for name, module in list(copy.named_modules()):
             if isinstance(module, LAYER_TYPES):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
 from snnfast.models.network import Network, SummedLinear, at_least_one, each_step
+from snnfast.models.normalization import BatchNorm2d
 
 __all__ = ["ResNet", "ResidualBlock", "Shortcut", "resnet11", "resnet18", "resnet50"]
 
@@ -38,7 +39,7 @@ class Shortcut(nn.Module):
         self.projection: nn.Module = nn.Identity()
         if in_channels != out_channels:
             convolution = Convolution(out_channels, 1, stride).make(in_channels, not batch_norm)
-            self.projection = nn.Sequential(convolution, *[nn.BatchNorm2d(out_channels)] * batch_norm)
+            self.projection = nn.Sequential(convolution, *[BatchNorm2d(out_channels)] * batch_norm)
         elif stride != 1:
             self.projection = nn.AvgPool2d(1, stride)
 
