@@ -1,4 +1,4 @@
-"""The command ``snnfast``: ``info``, ``bench`` and ``train``."""
+"""The command ``snnfast``: ``info``, ``bench``, ``train`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from snnfast import benchmarks
 
             return benchmarks.main(arguments[1:])
+        if arguments[:1] == ["reproduce"]:
+            from snnfast.benchmarks.paper import reproduce
+
+            return reproduce.main(arguments[1:])
         parsed = _parser().parse_args(arguments)
         return parsed.command(parsed)
     except _UsageError as error:
@@ -60,11 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="snnfast", description="Spiking neurons over time as one kernel, for PyTorch.")
     parser.add_argument("--version", action="version", version=f"snnfast {snnfast.__version__}")
     commands = parser.add_subparsers(
-        title="commands", metavar="{info,bench,train}", required=True, parser_class=_Parser
+        title="commands", metavar="{info,bench,train,reproduce}", required=True, parser_class=_Parser
     )
     info = commands.add_parser("info", help="print what was compiled and which versions are in use")
     info.set_defaults(command=_info)
     commands.add_parser("bench", help=_BENCH_HELP, add_help=False)
+    commands.add_parser("reproduce", help="the paper's tables and figures", add_help=False)
     _add_train(commands.add_parser("train", help="train a spiking network on real images"))
     return parser
 

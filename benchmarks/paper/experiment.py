@@ -27,12 +27,14 @@ class Context:
     * ``data_dir``: the folder of the data sets, as :func:`snnfast.data.load` takes it.
     * ``device``: where networks are trained.
     * ``say``: prints one line of progress.
+    * ``folder``: where the results of all experiments are, a folder each; None where they are not written.
     """
 
     scale: str
     data_dir: str | None
     device: torch.device
     say: Callable[[str], None] = print
+    folder: str | None = None
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def network(name: str, data: ImageData, context: Context, *, seed: int = 0, **op
     """
     channels, size, _ = data.image_shape
     options = {"num_classes": data.classes, "in_channels": channels, **options}
-    if name not in ("resnet18", "resnet50"):  # they take images of any size
+    if models.takes(name, "image_size"):
         options.setdefault("image_size", size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

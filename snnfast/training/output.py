@@ -43,17 +43,18 @@ class OutputFolder:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(field.name for field in fields(records[0]))
         writer.writerows(astuple(record) for record in records)
-        self._write(name, text.getvalue())
+        self.write_text(name, text.getvalue())
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """``content`` as the JSON file ``name``."""
-        self._write(name, json.dumps(content, indent=2) + "\n")
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def where(self) -> str:
         """The closing line of a command."""
         return f"Files are in {self.path}: {', '.join(self.files)}"
 
-    def _write(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
+        """``text`` as the file ``name``. Raises :class:`OutputError`."""
         # First beside its place, then moved: an interrupted run leaves the old file or the new one, never half of one.
         partial = self.path / f".{name}.partial"
         try:

@@ -1,0 +1,163 @@
+"""Figure 3: the gradient over the layers of a ResNet18 explodes or vanishes with the surrogate's sharpness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from snnfast.layers import IF
+from snnfast.tuning import GradientProfile, gradient_profile, tune_gamma
+
+from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
+from .workbench import COLOURS, dress, images, network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXPLODES, VANISHES, LOW, HIGH, MOST = 3.0, 1 / 3, 0.9, 1.1, 25
+"""Bounds of the verdicts, fixed before anything was measured."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    * ``data``, ``size``: the images, average-pooled to ``size`` pixels where it is not None.
+    * ``model``, ``options``: the network and its options.
+    * ``batches``, ``batch_size``: for each evaluation; as many others, not seen by the search, for the verdicts.
+    """
+
+    data: str = "cifar10"
+    size: int | None = None
+    model: str = "resnet18"
+    options: tuple[tuple[str, Any], ...] = ()
+    batches: int = 8
+    batch_size: int = 32
+
+
+SETTINGS = {"small": Settings(size=16, batches=4, batch_size=16), "full": Settings()}
+
+
+def needs(scale: str) -> tuple[str, ...]:
+    """Data sets that are read from a folder."""
+    return (SETTINGS[scale].data,)
+
+
+def run(context: Context) -> Outcome:
+    """Measures at the context's scale."""
+    return measure(SETTINGS[context.scale], context)
+
+
+def measure(settings: Settings, context: Context) -> Outcome:
+    """Profiles at γ = 1, 10, 100 and the tuned one, at initialization."""
+    count = settings.batches * settings.batch_size
+    data = images(settings.data, context, train=2 * count, test=1, size=settings.size)
+    model = network(settings.model, data, context, **dict(settings.options))
+    batches = list(data.train.batches(settings.batch_size))
+    seen, fresh = batches[: settings.batches], batches[settings.batches :]
+    profiles: dict[str, GradientProfile] = {}
+    for gamma in (1.0, 10.0, 100.0):
+        profiles[f"{gamma:g}"] = _profile(model, gamma, fresh)
+        context.say(f"  γ = {gamma:g}: first half over the rest {profiles[f'{gamma:g}'].ratio:.3g}")
+    # The default sharpness is where the search begins, whatever was measured before.
+    search = tune_gamma(model, seen, max_evaluations=MOST)
+    profiles["tuned"] = gradient_profile(model, fresh)
+    context.say(f"  γ = {search.gamma:.3g}, tuned: {profiles['tuned'].ratio:.3g} on fresh batches")
+    layers = Table(
+        "gradients",
+        "Mean absolute gradient of the loss with respect to the current entering each spiking layer",
+        ("layer", "name", *(f"gamma {_label(name, search.gamma)}" for name in profiles)),
+        [
+            [number + 1, name, *(profile.values[number] for profile in profiles.values())]
+            for number, name in enumerate(profiles["tuned"].names)
+        ],
+    )
+    trace = Table(
+        "search",
+        "The search for γ: ratio of the mean gradients of the first half and the rest",
+        ("evaluation", "gamma", "ratio"),
+        [[n, *pair] for n, pair in enumerate(zip(search.gammas, search.ratios, strict=True), 1)],
+    )
+    ratios = {name: profile.ratio for name, profile in profiles.items()}
+    size = settings.size or data.image_shape[1]
+    return Outcome(
+        [layers, trace],
+        [Plot("gradients", "The gradient over the layers, at initialization", _drawing(profiles, search.gamma))],
+        verdicts(ratios, len(search.gammas), search.gamma),
+        [
+            f"{settings.model}, {settings.data} at {size}×{size}, {settings.batches} batches of {settings.batch_size} "
+            f"for the search and as many others for the curves. The paper's figure 3 gives curves and no numbers.",
+        ],
+    )
+
+
+def _profile(model: nn.Module, gamma: float, batches: list[tuple[Tensor, Tensor]]) -> GradientProfile:
+    layers = [layer for layer in model.modules() if isinstance(layer, IF)]
+    before = [layer.surrogate for layer in layers]
+    try:
+        for layer in layers:
+            layer.surrogate = replace(layer.surrogate, gamma=gamma)
+        return gradient_profile(model, batches)
+    finally:
+        for layer, surrogate in zip(layers, before, strict=True):
+            layer.surrogate = surrogate
+
+
+def _label(name: str, tuned: float) -> str:
+    return f"{tuned:.4g} (tuned)" if name == "tuned" else name
+
+
+def verdicts(ratios: dict[str, float], evaluations: int, tuned: float) -> list[Verdict]:
+    """The inequalities, for the ratios at γ = "1", "100" and "tuned"."""
+    small, large, balanced = (ratios[name] for name in ("1", "100", "tuned"))
+    return [
+        Verdict(
+            f"at γ = 1 the gradient explodes: first half over the rest at least {EXPLODES:g}",
+            small >= EXPLODES,
+            f"{small:.3g}",
+            "for small values of γ = 1 the gradient explodes",
+        ),
+        Verdict(
+            "at γ = 100 the gradient vanishes: first half over the rest at most 1/3",
+            large <= VANISHES,
+            f"{large:.3g}",
+            "for large values γ = 100 the gradient vanishes",
+        ),
+        Verdict(
+            f"at the tuned γ it does neither: between {LOW} and {HIGH} on batches that the search did not see",
+            LOW <= balanced <= HIGH,
+            f"{balanced:.3g} at γ = {tuned:.3g}",
+            "because of this monotonic relation the optimal γ can be found fast by using bisection search",
+        ),
+        Verdict(
+            f"the search takes at most {MOST} evaluations",
+            evaluations <= MOST,
+            f"{evaluations}",
+        ),
+    ]
+
+
+def _drawing(profiles: dict[str, GradientProfile], tuned: float) -> Any:
+    colours = {"1": COLOURS["ann"], "10": COLOURS["converted"], "100": COLOURS["fixed"], "tuned": COLOURS["snn"]}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, profile in profiles.items():
+            # A gradient of 0 has no place on a logarithmic scale.
+            shown = [value if value > 0 else float("nan") for value in profile.values]
+            axes.plot(
+                range(1, len(shown) + 1), shown, marker="o", markersize=4, color=colours[name],
+                label=f"γ = {_label(name, tuned)}",
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        dress(axes, xlabel="spiking layer, from the input", ylabel="mean absolute gradient", legend=True)
+
+    return draw
+
+
+EXPERIMENT = Experiment(
+    "fig3", "Gradients explode and vanish with the surrogate's sharpness", "figure 3, section 2.5", run
+)

@@ -1,0 +1,89 @@
+"""An experiment's outcome on disk: its tables as CSV, its plots as SVG, and the rest as one JSON file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from snnfast.training.output import OutputFolder
+
+from .experiment import Experiment, Outcome, Plot, Table
+
+RESULT = "result.json"
+
+
+def write(folder: OutputFolder, experiment: Experiment, outcome: Outcome, about: dict[str, Any]) -> list[str]:
+    """Writes an outcome's files; ``about`` (scale, seconds, environment) is added to ``result.json``.
+
+    Returns what there is to say about files that were not written.
+    """
+    for table in outcome.tables:
+        folder.write_text(f"{table.name}.csv", _csv(table))
+    drawn, remarks = _draw(folder, experiment.name, outcome.plots)
+    result = {
+        "name": experiment.name,
+        "title": experiment.title,
+        "place": experiment.place,
+        "verdicts": [asdict(verdict) for verdict in outcome.verdicts],
+        "notes": list(outcome.notes),
+        "tables": [{"file": f"{table.name}.csv", "title": table.title} for table in outcome.tables],
+        "plots": [{"file": f"{plot.name}.svg", "title": plot.title} for plot in drawn],
+        **about,
+    }
+    # Last, and it names the others: a folder without it is not a result.
+    folder.write_json(RESULT, result)
+    return remarks
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.rows:
+        if len(row) != len(table.columns):
+            raise ValueError(f"table {table.name}: a row of {len(row)} values for {len(table.columns)} columns")
+        writer.writerow("" if value is None else value for value in row)
+    return text.getvalue()
+
+
+def _draw(folder: OutputFolder, name: str, plots: Sequence[Plot]) -> tuple[list[Plot], list[str]]:
+    if not plots:
+        return [], []
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return [], ["plots skipped: matplotlib is not installed (pip install matplotlib)"]
+    for plot in plots:
+        # Of equal numbers the same file, and ids that no other plot on the same page has.
+        with matplotlib.rc_context({"svg.hashsalt": f"{name}/{plot.name}", "svg.fonttype": "path"}):
+            figure = Figure(figsize=plot.size, layout="constrained")
+            plot.draw(figure)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+        folder.write_text(f"{plot.name}.svg", text.getvalue())
+    return list(plots), []
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The ``result.json`` of an experiment's folder, or None where there is none that can be read."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and "verdicts" in result else None
+
+
+def inline(svg: str, prefix: str) -> str:
+    """An SVG file's element alone, for a page of several: no XML prologue, and ids that start with ``prefix``."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', element)
+    element = re.sub(r'(xlink:href="|href=")#', rf"\g<1>#{prefix}-", element)
+    return re.sub(r"url\(#", f"url(#{prefix}-", element)
