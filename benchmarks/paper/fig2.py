@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from snnfast.models import Network
-from snnfast.tuning import tune_gamma
 
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import dress, images, network, train_model
+from .workbench import dress, images, network, sharpen, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +70,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
     """Trains a network and records what its last layer receives at each step."""
     data = images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
     model = network(settings.model, data, context, steps=settings.steps, **settings.options)
-    tune_gamma(model, [data.train[start : start + 32] for start in range(0, 256, 32)])
+    sharpen(model, data)
     trainer = train_model(model, data, context, steps=settings.steps, **settings.training)
     accuracy = trainer.evaluate(data.test).accuracy
     model.eval()

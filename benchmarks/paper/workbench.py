@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from snnfast.data import ImageData, Split, load
 from snnfast.models import Network
 from snnfast.training import Trainer, TrainOptions
 from snnfast.training.trainer import StepRecord, reproducible
+from snnfast.tuning import gradient_profile, tune_gamma
 
 from .experiment import Context
 
@@ -87,13 +89,14 @@ def network(name: str, data: ImageData, context: Context, *, seed: int = 0, **op
 
 def train_model(
     model: nn.Module, data: ImageData, context: Context, *, each_step: Callable[[StepRecord], None] | None = None,
-    **options: Any,
+    started: Callable[[Trainer], None] | None = None, **options: Any,
 ) -> Trainer:  # fmt: skip
     """Trains ``model`` as it is on ``data`` and says a line per epoch.
 
     Args:
         model: on the context's device, its γ and thresholds set.
         each_step: called with the record of every step, after it.
+        started: called with the trainer before the first step.
         **options: of :class:`snnfast.training.TrainOptions`: epochs, batch_size, lr, schedule, augment, seed, …
 
     Returns:
@@ -113,9 +116,48 @@ def train_model(
         if each_step is not None:
             each_step(step)
 
+    if started is not None:
+        started(trainer)
     with reproducible(None):
         trainer.fit(record)
     return trainer
+
+
+def in_words(data: ImageData, model: str, options: Mapping[str, Any]) -> str:
+    """The network and the images of an experiment, for its notes."""
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    height, width = data.image_shape[1:]
+    counts = f"{len(data.train)} training and {len(data.test)} test images"
+    return f"{model}({given}), {counts} of {data.name} at {height}×{width}"
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The sharpness γ that a network has, the ratio of its halves' gradients there, and whether it was balanced."""
+
+    gamma: float
+    ratio: float
+    balanced: bool
+
+    def __str__(self) -> str:
+        return f"{self.gamma:.3g}" + ("" if self.balanced else " (not balanced: the default)")
+
+
+def sharpen(model: nn.Module, data: ImageData, *, batches: int = 8, batch_size: int = 32) -> Sharpness:
+    """Tunes γ on the first training images, or leaves it as it is where no γ balances the gradients.
+
+    Args:
+        model: a network of spiking neurons.
+        data: whose training images and labels are used.
+        batches, batch_size: for each evaluation of the search; fewer where there are fewer images.
+    """
+    chosen = list(itertools.islice(data.train.batches(min(batch_size, len(data.train))), batches))
+    try:
+        search = tune_gamma(model, chosen)
+        return Sharpness(search.gamma, search.ratio, True)
+    except ValueError:
+        profile = gradient_profile(model, chosen)
+        return Sharpness(profile.gammas[0], profile.ratio, False)
 
 
 def logits_at(model: Network, images: Tensor, steps: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
@@ -182,6 +224,14 @@ def dress(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "", le
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         axes.legend(frameon=False)
+
+
+def log_steps(axes: Axes, counts: Sequence[int]) -> None:
+    """A logarithmic axis of time steps with plain numbers on it."""
+    axes.set_xscale("log", base=2)
+    ticks = [2**power for power in range(12) if min(counts) <= 2**power <= max(counts)]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
 
 
 def paper_line(axes: Axes, value: float, label: str = "paper") -> None:

@@ -1,0 +1,152 @@
+"""Figure 4: learning curves of a ResNet18 with and without batch normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from snnfast.training.trainer import StepRecord
+from snnfast.tuning import normalize_thresholds
+
+from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
+from .workbench import SERIES, dress, images, in_words, loss_curve, network, sharpen, train_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = {"with": "with batch normalization", "without": "without"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained.
+
+    * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
+    * ``model``, ``options``: the network.
+    * ``training``: options of :class:`snnfast.training.TrainOptions`; the rate is fixed (the paper's 5e-4).
+    * ``every``: training steps from one validation to the next.
+    * ``window``: training steps that a plotted training loss is the mean of.
+    """
+
+    data: str = "cifar10"
+    train: int | None = None
+    test: int | None = None
+    size: int | None = None
+    model: str = "resnet18"
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    every: int = 400
+    window: int = 50
+
+
+SETTINGS = {
+    "small": Settings(
+        train=2500, test=300, size=16, options={"width": 16}, training={"epochs": 4, "batch_size": 32},
+        every=39, window=20,
+    ),
+    "full": Settings(training={"epochs": 30, "batch_size": 128, "augment": "cifar"}),
+}  # fmt: skip
+
+
+def needs(scale: str) -> tuple[str, ...]:
+    """Data sets that are read from a folder."""
+    return (SETTINGS[scale].data,)
+
+
+def run(context: Context) -> Outcome:
+    """Measures at the context's scale."""
+    return measure(SETTINGS[context.scale], context)
+
+
+def measure(settings: Settings, context: Context) -> Outcome:
+    """Trains the two networks."""
+    data = images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
+    training, validation, notes = {}, {}, []
+    for kind, words in KINDS.items():
+        model = network(settings.model, data, context, batch_norm=kind == "with", **settings.options)
+        if kind == "without":
+            # The whole training set at full scale would be the paper's; a part of it sets the same scale.
+            batches = list(data.train.batches(100))[:20]
+            thresholds = normalize_thresholds(model, batches)
+            notes.append(
+                f"Without batch normalization: thresholds from {min(thresholds.values()):.3g} to "
+                f"{max(thresholds.values()):.3g}, the largest currents over {sum(len(b[1]) for b in batches)} images."
+            )
+        sharpness = sharpen(model, data, batches=4)
+        notes.append(f"γ {words}: {sharpness}.")
+        context.say(f"  {words}, γ = {sharpness}")
+        training[kind], validation[kind] = _curves(model, data, context, settings)
+    notes.insert(
+        0,
+        f"{in_words(data, settings.model, settings.options)}, fixed learning rate 5e-4. The paper's figure 4 gives "
+        "no numbers.",
+    )
+    return Outcome(
+        [
+            Table("training", "Training loss of every step", ("batch normalization", "step", "loss"),
+                  [[kind, record.step, record.loss] for kind in KINDS for record in training[kind]]),
+            Table("validation", "Validation loss", ("batch normalization", "step", "loss"),
+                  [[kind, step, loss] for kind in KINDS for step, loss in validation[kind].items()]),
+        ],
+        [Plot("losses", "Training (solid) and validation (dashed) loss over the training steps",
+              _drawing(training, validation, settings.window))],
+        verdicts({kind: [r.loss for r in training[kind]] for kind in KINDS},
+                 {kind: list(validation[kind].values())[-1] for kind in KINDS}),
+        notes,
+    )  # fmt: skip
+
+
+def _curves(model: Any, data: Any, context: Context, settings: Settings) -> tuple[list[StepRecord], dict[int, float]]:
+    """Training records and validation losses by step, the last step's included."""
+    found: dict[int, float] = {}
+    trainer: Any = None
+
+    def started(made: Any) -> None:
+        nonlocal trainer
+        trainer = made
+
+    def each_step(record: StepRecord) -> None:
+        if record.step % settings.every == 0 or record.step == trainer.total_steps:
+            found[record.step] = trainer.evaluate(data.test).loss
+
+    options = {"lr": 5e-4, "schedule": "constant", **settings.training}
+    train_model(model, data, context, each_step=each_step, started=started, **options)
+    return trainer.history, found
+
+
+def verdicts(training: Mapping[str, Sequence[float]], validation: Mapping[str, float]) -> list[Verdict]:
+    """With against without: losses of every training step, and the last validation losses."""
+    last = {kind: fmean(losses[-max(1, len(losses) // 10) :]) for kind, losses in training.items()}
+    paper = "the training converges much faster with batch normalization"
+    return [
+        Verdict(
+            f"with batch normalization the {part} loss after the same number of steps is lower than without ({how})",
+            values["with"] < values["without"],
+            f"{values['with']:.4g} with, {values['without']:.4g} without",
+            paper,
+        )
+        for part, how, values in (
+            ("training", "mean of the last tenth of the steps", last),
+            ("validation", "at the end", validation),
+        )
+    ]
+
+
+def _drawing(
+    training: Mapping[str, Sequence[StepRecord]], validation: Mapping[str, Mapping[int, float]], window: int
+) -> Any:
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for (kind, words), colour in zip(KINDS.items(), SERIES, strict=False):  # red with, blue without
+            axes.plot(*loss_curve(training[kind], window), color=colour, label=f"{words}, training")
+            axes.plot(
+                *zip(*validation[kind].items(), strict=True), color=colour, linestyle="--", label=f"{words}, validation"
+            )
+        dress(axes, xlabel="training step", ylabel="loss", legend=True)
+
+    return draw
+
+
+EXPERIMENT = Experiment("fig4", "Learning with and without batch normalization", "figure 4, section 2.6", run)

@@ -1,0 +1,240 @@
+"""The paper's figures and tables in miniature: what is written, and verdicts on both sides of each bound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from snnfast.benchmarks.paper import claims, comparison, fig2, fig3, fig4, fig5, fig6, table1, table2, table3
+from snnfast.benchmarks.paper.experiment import Context, Outcome, Table
+from snnfast.benchmarks.paper.reproduce import NAMES, _module
+
+CONTEXT = Context("small", None, torch.device("cpu"), say=lambda line: None)
+IMAGES = {"data": "digits", "train": 96, "test": 40}
+TRAINING = {"epochs": 1, "batch_size": 32, "lr": 0.01}
+PLAIN = {"layers": 3, "width": 4}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def columns(table: Table) -> dict[str, list[Any]]:
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    return {name: [row[at] for row in table.rows] for at, name in enumerate(table.columns)}
+
+
+def draw(outcome: Outcome) -> None:
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    for plot in outcome.plots:
+        drawn = figure.Figure(figsize=plot.size)
+        plot.draw(drawn)
+        assert any(axes.lines or axes.images for axes in drawn.axes)
+        drawn.canvas.draw()
+
+
+def test_every_name_has_an_experiment_of_both_scales() -> None:
+    for name in NAMES:
+        module = _module(name)
+        assert module.EXPERIMENT.name == name
+        assert set(module.SETTINGS) == {"small", "full"}
+        assert all(module.needs(scale) for scale in ("small", "full"))
+
+
+def test_figure_2_shows_the_currents_whose_sum_is_the_logits() -> None:
+    settings = fig2.Settings(**IMAGES, model="plain_net", options=PLAIN, training=TRAINING, steps=4, examples=3)
+    outcome = fig2.measure(settings, CONTEXT)
+    currents = columns(outcome.tables[0])
+    assert len(currents["current"]) == 3 * 4 * 10
+    assert set(currents["example"]) == {0, 1, 2}
+    assert outcome.verdicts[0].shown
+    assert len(columns(outcome.tables[1])["share"]) == 4
+    draw(outcome)
+    again = fig2.measure(settings, CONTEXT)
+    assert again.tables == outcome.tables
+
+
+def test_figure_2_fails_where_the_sum_is_not_the_logits() -> None:
+    assert fig2.verdicts(1e-4)[0].shown
+    assert not fig2.verdicts(1.1e-4)[0].shown
+
+
+def test_figure_3_has_a_curve_for_each_sharpness() -> None:
+    settings = fig3.Settings(data="digits", model="plain_net", options=tuple(PLAIN.items()), batches=2, batch_size=16)
+    outcome = fig3.measure(settings, CONTEXT)
+    gradients = columns(outcome.tables[0])
+    assert gradients["layer"] == [1, 2]
+    assert [name for name in gradients if name.startswith("gamma")][:3] == ["gamma 1", "gamma 10", "gamma 100"]
+    assert len(columns(outcome.tables[1])["gamma"]) <= 25
+    draw(outcome)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "evaluations", "shown"),
+    [
+        ((3.0, 1 / 3, 0.9), 25, (True, True, True, True)),
+        ((2.9, 0.34, 1.11), 26, (False, False, False, False)),
+        ((10.0, 0.0, 1.1), 1, (True, True, True, True)),
+        ((10.0, 0.0, 0.89), 1, (True, True, False, True)),
+    ],
+)
+def test_figure_3_verdicts(ratios: tuple[float, ...], evaluations: int, shown: tuple[bool, ...]) -> None:
+    made = fig3.verdicts(dict(zip(("1", "100", "tuned"), ratios, strict=True)), evaluations, 2.0)
+    assert tuple(verdict.shown for verdict in made) == shown
+
+
+def test_figure_4_has_losses_of_both_networks() -> None:
+    settings = fig4.Settings(
+        **IMAGES, model="plain_net", options=PLAIN, training={"epochs": 2, "batch_size": 32}, every=2, window=2
+    )
+    outcome = fig4.measure(settings, CONTEXT)
+    training, validation = map(columns, outcome.tables)
+    assert training["step"] == [1, 2, 3, 4, 5, 6] * 2
+    assert validation["step"] == [2, 4, 6] * 2
+    assert set(training["batch normalization"]) == {"with", "without"}
+    assert training["loss"][:6] != training["loss"][6:]
+    assert any("thresholds from" in note for note in outcome.notes)
+    draw(outcome)
+
+
+def test_figure_4_verdicts_are_on_the_last_tenth_and_the_end() -> None:
+    falling, level = [9.0] * 18 + [1.0, 1.0], [2.0] * 20
+    training, validation = fig4.verdicts({"with": falling, "without": level}, {"with": 3.0, "without": 2.0})
+    assert (training.shown, validation.shown) == (True, False)
+    training, validation = fig4.verdicts({"with": level, "without": falling}, {"with": 1.0, "without": 2.0})
+    assert (training.shown, validation.shown) == (False, True)
+
+
+def test_figure_5_has_every_network_and_more_seeds_where_it_judges() -> None:
+    settings = fig5.Settings(
+        **IMAGES, options={"width": 2}, training=TRAINING, layers=(3, 9), seeds=1, judged_seeds=2
+    )  # fmt: skip
+    outcome = fig5.measure(settings, CONTEXT)
+    found = columns(outcome.tables[0])
+    assert found["layers"] == [3] * 3 + [9] * 5
+    gammas = dict(zip(found["network"], found["gamma"], strict=True))
+    assert gammas["ANN"] is None
+    assert gammas["SNN, γ = 100"] == 100.0
+    assert len(outcome.verdicts) == 2
+    draw(outcome)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "fixed", "shown"),
+    [
+        ([0.50, 0.52, 0.54], [0.40, 0.41, 0.42], True),
+        ([0.50, 0.52, 0.54], [0.47, 0.48, 0.49], False),  # a lead of the spread of 4 points, not more
+        ([0.50, 0.50, 0.50], [0.30, 0.40, 0.50], False),
+        ([0.40], [0.50], False),
+    ],
+)
+def test_figure_5_verdicts(tuned: list[float], fixed: list[float], shown: bool) -> None:
+    made = fig5.verdicts({"training": tuned, "test": tuned}, {"training": fixed, "test": fixed})
+    assert [verdict.shown for verdict in made] == [shown, shown]
+
+
+def test_figure_6_has_every_count_and_seed() -> None:
+    settings = fig6.Settings(
+        **IMAGES, options={"width": 2}, training=TRAINING, trained=(2, 3), counts=(1, 2, 5), seeds=2
+    )  # fmt: skip
+    outcome = fig6.measure(settings, CONTEXT)
+    found = columns(outcome.tables[0])
+    assert found["inference steps"] == [1, 2, 3, 4, 5, 6] * 4
+    assert found["trained steps"] == [2] * 12 + [3] * 12
+    assert all(0 <= accuracy <= 1 for accuracy in found["accuracy"])
+    assert len(outcome.verdicts) == 2
+    draw(outcome)
+
+
+def test_figure_6_verdicts_and_maximum() -> None:
+    curves = {10: [{10: 0.50, 20: 0.51}, {10: 0.52, 20: 0.53}], 20: [{20: 0.5, 40: 0.511}, {20: 0.5, 40: 0.511}]}
+    assert [verdict.shown for verdict in fig6.verdicts(curves)] == [True, False]
+    assert fig6.best(curves[10]) == (20, pytest.approx(0.52))
+    assert fig6.mean(curves[10], 10) == pytest.approx(0.51)
+
+
+def test_table_1_has_the_papers_rows_and_ours() -> None:
+    settings = table1.Settings(**IMAGES, model="plain_net", options=PLAIN, training=TRAINING, steps=2, evaluated=4,
+                               counts=(1, 3))  # fmt: skip
+    outcome = table1.measure(settings, CONTEXT)
+    found = columns(outcome.tables[0])
+    assert found["accuracy"][:4] == [97.2, 98.6, 99.59, 99.40]
+    assert found["model"][4:] == ["snnfast, 2 steps", "snnfast, 4 steps"]
+    assert columns(outcome.tables[1])["inference steps"] == [1, 2, 3, 4]
+    draw(outcome)
+    assert table1.verdicts(0.972, 20, 97.2)[0].shown
+    assert not table1.verdicts(0.9719, 20, 97.2)[0].shown
+
+
+MINIATURE = comparison.Settings(
+    **IMAGES, model="plain_net", options=PLAIN, training=TRAINING, steps=3, evaluated=4, trained_counts=(1, 2),
+    converted_counts=(1, 8), calibration=(20, 5), converted_test=20,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured() -> comparison.Measured:
+    return comparison.measure(MINIATURE, CONTEXT)
+
+
+@pytest.mark.parametrize(("table", "last"), [(table2, 90.20), (table3, 58.5)])
+def test_tables_2_and_3_have_the_papers_rows_and_ours(measured: comparison.Measured, table: Any, last: float) -> None:
+    outcome = comparison.outcome(MINIATURE, measured, table.PAPER, None)
+    found = columns(outcome.tables[0])
+    papers = [row for row in zip(found["accuracy"], found["source"], strict=True) if row[1] == "the paper"]
+    assert papers[-1][0] == last == table.WANTED
+    assert found["source"].count("here") == 4
+    curves = columns(outcome.tables[1])
+    assert curves["network"] == ["trained"] * 4 + ["converted"] * 3 + ["ANN twin"]
+    assert curves["inference steps"] == [1, 2, 3, 4, 1, 4, 8, None]
+    draw(outcome)
+
+
+def test_verdicts_of_tables_2_and_3() -> None:
+    def made(trained: float, converted: float) -> list[bool]:
+        found = comparison.Measured({20: trained}, {20: converted}, 0.9, ())
+        return [verdict.shown for verdict in comparison.verdicts(found, 20, 90.2)]
+
+    assert made(0.902, 0.901) == [True, True]
+    assert made(0.901, 0.901) == [False, False]
+
+
+def test_steps_to_within_a_point() -> None:
+    assert comparison.steps_to_within({1: 0.1, 10: 0.89, 20: 0.90}, 0.01) == 10
+    assert comparison.steps_to_within({1: 0.895, 10: 0.88, 20: 0.90}, 0.01) == 20  # it has to stay there
+    assert comparison.steps_to_within({5: 0.5}, 0.01) == 5
+
+
+def test_the_claim_on_steps() -> None:
+    trained = {1: 0.1, 4: 0.98, 40: 0.98}
+    assert claims.verdicts(trained, {1: 0.1, 39: 0.5, 40: 0.98, 1000: 0.98})[0].shown
+    assert not claims.verdicts(trained, {1: 0.1, 38: 0.5, 39: 0.98, 1000: 0.98})[0].shown
+
+
+def test_claims_gathers_what_other_experiments_found(measured: comparison.Measured, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(comparison, "measure", lambda settings, context: measured)
+    for name, scale, shown in (("fig3", "small", True), ("fig4", "full", True), ("fig5", "small", False)):
+        (tmp_path / name).mkdir()
+        verdict = {"claim": f"claim of {name}", "shown": shown, "measured": "7", "paper": ""}
+        (tmp_path / name / "result.json").write_text(json.dumps({"scale": scale, "verdicts": [verdict]}))
+    (tmp_path / "fig6").mkdir()
+    (tmp_path / "fig6" / "result.json").write_text("half of a file")
+    outcome = claims.measure(MINIATURE, Context("small", None, CONTEXT.device, print, str(tmp_path)))
+    rows = {row[3]: row for row in outcome.tables[0].rows}
+    assert rows["fig3"] == ["claim of fig3", "shown", "7", "fig3"]
+    assert rows["fig5"][1] == "NOT SHOWN"
+    assert rows["fig4"][1:3] == ["not measured", "snnfast reproduce fig4 --scale small"]  # of another scale
+    assert rows["fig6"][1] == "not measured"
+    assert len(outcome.verdicts) == 1
+    conclusions = columns(outcome.tables[1])
+    assert len(conclusions["conclusion"]) == 5
+    assert conclusions["verdicts"][0] == "fig3: 1 of 1 shown; fig5: 0 of 1 shown"
