@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from snnfast.data import DataError, load
-from snnfast.training.options import OptionError, choose_device
+from snnfast.training.options import OptionError, check_threads, choose_device
 from snnfast.training.output import OutputError, OutputFolder
 from snnfast.training.run import environment
 from snnfast.training.trainer import reproducible
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         device = choose_device(parsed.device)
+        check_threads(parsed.threads)
         names = NAMES if parsed.name == ALL else (parsed.name,)
         if parsed.name not in (ALL, *NAMES):
             raise UsageError(f"unknown table or figure {parsed.name!r}; known: {', '.join((*NAMES, ALL))}")

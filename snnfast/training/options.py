@@ -128,8 +128,7 @@ class TrainOptions:
         _check_integer("epochs", self.epochs, least=1)
         _check_integer("batch_size", self.batch_size, least=1)
         _check_integer("seed", self.seed, least=0, most=2**63 - 1)
-        if self.threads is not None:
-            _check_integer("threads", self.threads, least=1, most=MOST_THREADS)
+        check_threads(self.threads)
         if self.lr != FIND:
             _check_number("lr", self.lr, or_word=FIND)
             if self.lr > MOST_RATE:
@@ -169,6 +168,12 @@ class TrainOptions:
     def evaluated_steps(self) -> tuple[int, ...]:
         """``eval_steps``, or ``steps`` where there are none."""
         return self.eval_steps or (self.steps,)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises :class:`OptionError` for what is no number of CPU threads; None, which leaves torch's, is allowed."""
+    if threads is not None:
+        _check_integer("threads", threads, least=1, most=MOST_THREADS)
 
 
 def _is_plain(value: Any) -> bool:
