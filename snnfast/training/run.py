@@ -23,6 +23,8 @@ from snnfast.training.processes import Processes, joined
 from snnfast.training.progress import Progress
 from snnfast.training.trainer import Evaluation, Trainer, reproducible
 
+_ASK_EVERY = 20  # training steps: several processes agree on a checkpoint by a message, which takes time
+
 
 @dataclass(frozen=True)
 class Run:
@@ -167,10 +169,11 @@ class _Files:
 
         Not after an epoch's last step: the evaluation that follows belongs to that checkpoint.
         """
-        if len(self._trainer.history) % self._trainer.batches == 0:
+        step, processes = len(self._trainer.history), self._trainer.processes
+        if step % self._trainer.batches == 0 or (processes.count > 1 and step % _ASK_EVERY):
             return
         due = time.monotonic() - self._last >= self._trainer.options.checkpoint_every
-        if self._trainer.processes.from_first(due):
+        if processes.from_first(due):
             self.save()
 
     def save(self) -> None:
