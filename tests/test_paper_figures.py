@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from snnfast.benchmarks.paper import claims, comparison, fig2, fig3, fig4, fig5, fig6, table1, table2, table3
 from snnfast.benchmarks.paper.experiment import Context, Outcome, Table
-from snnfast.benchmarks.paper.reproduce import NAMES, _module
+from snnfast.benchmarks.paper.reproduce import NAMES, _experiment
+from snnfast.data import data_sets
 
 CONTEXT = Context("small", None, torch.device("cpu"), say=lambda line: None)
 IMAGES = {"data": "digits", "train": 96, "test": 40}
@@ -43,10 +45,10 @@ def draw(outcome: Outcome) -> None:
 
 def test_every_name_has_an_experiment_of_both_scales() -> None:
     for name in NAMES:
-        module = _module(name)
-        assert module.EXPERIMENT.name == name
-        assert set(module.SETTINGS) == {"small", "full"}
-        assert all(module.needs(scale) for scale in ("small", "full"))
+        experiment = _experiment(name)
+        assert experiment.name == name
+        assert set(experiment.settings) == {"small", "full"}
+        assert all(set(experiment.needs(scale)) <= set(data_sets()) for scale in ("small", "full"))
 
 
 def test_figure_2_shows_the_currents_whose_sum_is_the_logits() -> None:
@@ -68,7 +70,7 @@ def test_figure_2_fails_where_the_sum_is_not_the_logits() -> None:
 
 
 def test_figure_3_has_a_curve_for_each_sharpness() -> None:
-    settings = fig3.Settings(data="digits", model="plain_net", options=tuple(PLAIN.items()), batches=2, batch_size=16)
+    settings = fig3.Settings(data="digits", model="plain_net", options=PLAIN, batches=2, batch_size=16)
     outcome = fig3.measure(settings, CONTEXT)
     gradients = columns(outcome.tables[0])
     assert gradients["layer"] == [1, 2]
@@ -115,7 +117,7 @@ def test_figure_4_verdicts_are_on_the_last_tenth_and_the_end() -> None:
 
 def test_figure_5_has_every_network_and_more_seeds_where_it_judges() -> None:
     settings = fig5.Settings(
-        **IMAGES, options={"width": 2}, training=TRAINING, layers=(3, 9), seeds=1, judged_seeds=2
+        **IMAGES, model="plain_net", options={"width": 2}, training=TRAINING, layers=(3, 9), seeds=1, judged_seeds=2
     )  # fmt: skip
     outcome = fig5.measure(settings, CONTEXT)
     found = columns(outcome.tables[0])
@@ -143,7 +145,7 @@ def test_figure_5_verdicts(tuned: list[float], fixed: list[float], shown: bool) 
 
 def test_figure_6_has_every_count_and_seed() -> None:
     settings = fig6.Settings(
-        **IMAGES, options={"width": 2}, training=TRAINING, trained=(2, 3), counts=(1, 2, 5), seeds=2
+        **IMAGES, model="plain_net", options={"width": 2}, training=TRAINING, trained=(2, 3), counts=(1, 2, 5), seeds=2
     )  # fmt: skip
     outcome = fig6.measure(settings, CONTEXT)
     found = columns(outcome.tables[0])
@@ -187,10 +189,10 @@ def measured() -> comparison.Measured:
 
 @pytest.mark.parametrize(("table", "last"), [(table2, 90.20), (table3, 58.5)])
 def test_tables_2_and_3_have_the_papers_rows_and_ours(measured: comparison.Measured, table: Any, last: float) -> None:
-    outcome = comparison.outcome(MINIATURE, measured, table.PAPER, None)
+    outcome = comparison.outcome(replace(MINIATURE, paper=table.PAPER), measured)
     found = columns(outcome.tables[0])
     papers = [row for row in zip(found["accuracy"], found["source"], strict=True) if row[1] == "the paper"]
-    assert papers[-1][0] == last == table.WANTED
+    assert papers[-1][0] == last == table.SETTINGS["full"].wanted
     assert found["source"].count("here") == 4
     curves = columns(outcome.tables[1])
     assert curves["network"] == ["trained"] * 4 + ["converted"] * 3 + ["ANN twin"]

@@ -38,22 +38,21 @@ def outcome(shown: bool = True) -> Outcome:
     )
 
 
-def modules(**runs: Callable[[Context], Outcome]) -> Callable[[str], Any]:
-    """Fake experiment modules: those named have their run, all others give a shown verdict."""
+def experiments(**runs: Callable[[Context], Outcome]) -> Callable[[str], Experiment]:
+    """Fake experiments: those named have their run, all others give a shown verdict."""
 
-    def module(name: str) -> Any:
+    def find(name: str) -> Experiment:
         run = runs.get(name, lambda context: outcome())
-        return SimpleNamespace(
-            EXPERIMENT=Experiment(name, f"Title of {name}", "section 0", run), needs=lambda scale: ()
-        )  # fmt: skip
+        settings = {scale: SimpleNamespace(data="digits") for scale in ("small", "full")}
+        return Experiment(name, f"Title of {name}", "section 0", settings, lambda settings, context: run(context))
 
-    return module
+    return find
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install(**runs: Callable[[Context], Outcome]) -> None:
-        monkeypatch.setattr(reproduce, "_module", modules(**runs))
+        monkeypatch.setattr(reproduce, "_experiment", experiments(**runs))
 
     return install
 

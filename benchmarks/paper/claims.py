@@ -43,16 +43,6 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    return measure(SETTINGS[context.scale], context)
-
-
 def measure(settings: Settings, context: Context) -> Outcome:
     """Trained against converted, and what the other figures in the context's folder found."""
     measured = comparison.measure(settings, context)
@@ -138,4 +128,4 @@ def _tally(names: Sequence[str], found: Mapping[str, Sequence[Mapping[str, Any]]
     return "; ".join(parts)
 
 
-EXPERIMENT = Experiment("claims", "The paper's claims", "sections 3.4 and 4", run)
+EXPERIMENT = Experiment("claims", "The paper's claims", "sections 3.4 and 4", SETTINGS, measure)

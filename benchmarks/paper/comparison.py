@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from snnfast.convert import to_spiking
 
+from . import experiment
 from .experiment import Context, Outcome, Plot, Table, Verdict
-from .workbench import COLOURS, accuracies, dress, images, in_words, log_steps, network, sharpen, train_model
+from .workbench import COLOURS, accuracies, dress, images_of, in_words, log_steps, network, sharpen, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,29 +19,23 @@ OURS = "snnfast"
 TRAINED, CONVERTED, TWIN = "trained", "converted", "ANN twin"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is trained and measured.
+@dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """Of the network and its twin, and what is measured.
 
-    * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
-    * ``model``, ``options``: the network.
-    * ``training``: options of :class:`snnfast.training.TrainOptions`, for the network and its twin.
-    * ``steps``: of training; ``evaluated``: the paper's, at inference.
+    * ``evaluated``: steps at inference, the paper's; ``steps``: of training.
+    * ``paper``: rows of its table: model, method, accuracy in percent.
+    * ``wanted``: the paper's own accuracy, where ours is measured in its setting; None elsewhere.
     * ``trained_counts``, ``converted_counts``: steps at inference of the two spiking networks.
     * ``calibration``: training images that thresholds are balanced on, and the steps that takes.
     * ``converted_test``: test images for the converted network, which is slow; None for all.
     * ``batch_size``: of inference.
     """
 
-    data: str
-    model: str
     evaluated: int
-    train: int | None = None
-    test: int | None = None
-    size: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
     steps: int = 10
+    paper: tuple[tuple[str, str, float], ...] = ()
+    wanted: float | None = None
     trained_counts: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40)
     converted_counts: tuple[int, ...] = (1, 2, 5, 10, 20, 40, 80, 160, 320)
     calibration: tuple[int, int] = (200, 100)
@@ -60,7 +55,7 @@ class Measured:
 
 def measure(settings: Settings, context: Context) -> Measured:
     """Trains the network and its twin, converts the twin, and evaluates all three."""
-    data = images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
+    data = images_of(settings, context)
     model = network(settings.model, data, context, steps=settings.steps, **settings.options)
     sharpness = sharpen(model, data)
     context.say(f"  {settings.model}, γ = {sharpness}")
@@ -103,13 +98,13 @@ def curves(measured: Measured) -> tuple[Table, Plot]:
     )
 
 
-def outcome(
-    settings: Settings, measured: Measured, paper: Sequence[tuple[str, str, float]], wanted: float | None
-) -> Outcome:
-    """Table 2 or 3: ours beside the paper's rows (model, method, accuracy in percent), curves and verdicts.
+def report(settings: Settings, context: Context) -> Outcome:
+    """Table 2 or 3: ours beside the paper's rows, curves and verdicts."""
+    return outcome(settings, measure(settings, context))
 
-    ``wanted``: the paper's own accuracy, in percent, where ours was measured in its setting.
-    """
+
+def outcome(settings: Settings, measured: Measured) -> Outcome:
+    """What :func:`report` makes of what was measured."""
     at = settings.evaluated
     ours = [
         [OURS, f"{settings.model}, backpropagation, {at} steps", 100 * measured.trained[at], "here"],
@@ -118,12 +113,12 @@ def outcome(
          100 * measured.converted[max(measured.converted)], "here"],
         [OURS, f"{settings.model}, ANN", 100 * measured.twin, "here"],
     ]  # fmt: skip
-    rows = [[*row, "the paper"] for row in paper] + ours
+    rows = [[*row, "the paper"] for row in settings.paper] + ours
     table, plot = curves(measured)
     comparison = Table(
         "comparison", "Test accuracy, %, beside the paper's table", ("model", "method", "accuracy", "source"), rows
     )
-    return Outcome([comparison, table], [plot], verdicts(measured, at, wanted), measured.notes)
+    return Outcome([comparison, table], [plot], verdicts(measured, at, settings.wanted), measured.notes)
 
 
 def verdicts(measured: Measured, at: int, wanted: float | None) -> list[Verdict]:

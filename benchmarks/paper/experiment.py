@@ -1,13 +1,12 @@
 """What a reproduced table or figure of the paper is: settings, an outcome, verdicts.
 
-Each experiment is a module of this folder with ``SETTINGS``, a dict of its settings for each scale, and
-``EXPERIMENT``, an :class:`Experiment`. Its ``run`` trains and measures, and returns an :class:`Outcome`; files, plots
-and pages are made of it in one place, for all.
+Each experiment is a module of this folder with ``EXPERIMENT``, an :class:`Experiment`. It trains and measures, and
+returns an :class:`Outcome`; files, plots and pages are made of it in one place, for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +85,24 @@ class Outcome:
     notes: Sequence[str] = field(default=())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an experiment trains on what; experiments add to it.
+
+    * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
+    * ``model``, ``options``: the network, see :func:`.workbench.network`.
+    * ``training``: options of :class:`snnfast.training.TrainOptions`.
+    """
+
+    data: str
+    train: int | None = None
+    test: int | None = None
+    size: int | None = None
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A table or figure of the paper.
@@ -93,10 +110,20 @@ class Experiment:
     * ``name``: as the command calls it, such as ``fig3``.
     * ``title``: in words.
     * ``place``: where the paper has it.
-    * ``run``: measures at ``context.scale``.
+    * ``settings``: for each of :data:`SCALES`.
+    * ``measure``: trains and measures.
     """
 
     name: str
     title: str
     place: str
-    run: Callable[[Context], Outcome]
+    settings: Mapping[str, Any]
+    measure: Callable[[Any, Context], Outcome]
+
+    def needs(self, scale: str) -> tuple[str, ...]:
+        """The data sets that the experiment reads at a scale."""
+        return (self.settings[scale].data,)
+
+    def run(self, context: Context) -> Outcome:
+        """Measures at the context's scale."""
+        return self.measure(self.settings[context.scale], context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from snnfast.models import Network
 
+from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import dress, images, network, sharpen, train_model
+from .workbench import dress, images_of, network, sharpen, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,52 +24,32 @@ SAME = 1e-4
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is trained and shown.
+@dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """Of the network, and what is shown.
 
-    * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
-    * ``model``, ``options``: the network.
-    * ``training``: options of :class:`snnfast.training.TrainOptions`.
     * ``steps``: of training, and of what is shown.
     * ``examples``: the first test images that are shown.
     """
 
-    data: str = "cifar10"
-    train: int | None = None
-    test: int | None = None
-    size: int | None = None
-    model: str = "resnet11"
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
     steps: int = 10
     examples: int = 6
 
 
 SETTINGS = {
     "small": Settings(
-        train=4000, test=1000, size=16, model="plain_net", options={"layers": 5},
+        data="cifar10", train=4000, test=1000, size=16, model="plain_net", options={"layers": 5},
         training={"epochs": 8, "batch_size": 64, "lr": 5e-3, "augment": "cifar"},
     ),
     "full": Settings(
-        training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
+        data="cifar10", model="resnet11", training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
     ),
 }  # fmt: skip
 
 
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    return measure(SETTINGS[context.scale], context)
-
-
 def measure(settings: Settings, context: Context) -> Outcome:
     """Trains a network and records what its last layer receives at each step."""
-    data = images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
+    data = images_of(settings, context)
     model = network(settings.model, data, context, steps=settings.steps, **settings.options)
     sharpen(model, data)
     trainer = train_model(model, data, context, steps=settings.steps, **settings.training)
@@ -160,4 +141,6 @@ def _drawing(shown: Tensor, labels: Sequence[str]) -> Any:
     return draw
 
 
-EXPERIMENT = Experiment("fig2", "Output currents of the last layer over time", "figure 2, section 2.1", run)
+EXPERIMENT = Experiment(
+    "fig2", "Output currents of the last layer over time", "figure 2, section 2.1", SETTINGS, measure
+)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snnfast.layers import IF
 from snnfast.tuning import GradientProfile, gradient_profile, tune_gamma
 
+from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
 from .workbench import COLOURS, dress, images, network
 
@@ -20,41 +21,28 @@ EXPLODES, VANISHES, LOW, HIGH, MOST = 3.0, 1 / 3, 0.9, 1.1, 25
 """Bounds of the verdicts, fixed before anything was measured."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is measured.
+@dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """Of the network, which is not trained, and the batches.
 
-    * ``data``, ``size``: the images, average-pooled to ``size`` pixels where it is not None.
-    * ``model``, ``options``: the network and its options.
     * ``batches``, ``batch_size``: for each evaluation; as many others, not seen by the search, for the verdicts.
     """
 
-    data: str = "cifar10"
-    size: int | None = None
-    model: str = "resnet18"
-    options: tuple[tuple[str, Any], ...] = ()
     batches: int = 8
     batch_size: int = 32
 
 
-SETTINGS = {"small": Settings(size=16, batches=4, batch_size=16), "full": Settings()}
-
-
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    return measure(SETTINGS[context.scale], context)
+SETTINGS = {
+    "small": Settings(data="cifar10", size=16, model="resnet18", batches=4, batch_size=16),
+    "full": Settings(data="cifar10", model="resnet18"),
+}
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
     """Profiles at γ = 1, 10, 100 and the tuned one, at initialization."""
     count = settings.batches * settings.batch_size
     data = images(settings.data, context, train=2 * count, test=1, size=settings.size)
-    model = network(settings.model, data, context, **dict(settings.options))
+    model = network(settings.model, data, context, **settings.options)
     batches = list(data.train.batches(settings.batch_size))
     seen, fresh = batches[: settings.batches], batches[settings.batches :]
     profiles: dict[str, GradientProfile] = {}
@@ -159,5 +147,4 @@ def _drawing(profiles: dict[str, GradientProfile], tuned: float) -> Any:
 
 
 EXPERIMENT = Experiment(
-    "fig3", "Gradients explode and vanish with the surrogate's sharpness", "figure 3, section 2.5", run
-)
+    "fig3", "Gradients explode and vanish with the surrogate's sharpness", "figure 3, section 2.5", SETTINGS, measure)

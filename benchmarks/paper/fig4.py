@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from snnfast.training.trainer import StepRecord
 from snnfast.tuning import normalize_thresholds
 
+from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import SERIES, dress, images, in_words, loss_curve, network, sharpen, train_model
+from .workbench import SERIES, dress, images_of, in_words, loss_curve, network, sharpen, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,50 +20,30 @@ if TYPE_CHECKING:
 KINDS = {"with": "with batch normalization", "without": "without"}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is trained.
+@dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """Of the network, at a fixed learning rate of 5e-4 as in the paper, and what is recorded.
 
-    * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
-    * ``model``, ``options``: the network.
-    * ``training``: options of :class:`snnfast.training.TrainOptions`; the rate is fixed (the paper's 5e-4).
     * ``every``: training steps from one validation to the next.
     * ``window``: training steps that a plotted training loss is the mean of.
     """
 
-    data: str = "cifar10"
-    train: int | None = None
-    test: int | None = None
-    size: int | None = None
-    model: str = "resnet18"
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
     every: int = 400
     window: int = 50
 
 
 SETTINGS = {
     "small": Settings(
-        train=2500, test=300, size=16, options={"width": 16}, training={"epochs": 4, "batch_size": 32},
-        every=39, window=20,
+        data="cifar10", train=2500, test=300, size=16, model="resnet18", options={"width": 16},
+        training={"epochs": 4, "batch_size": 32}, every=39, window=20,
     ),
-    "full": Settings(training={"epochs": 30, "batch_size": 128, "augment": "cifar"}),
+    "full": Settings(data="cifar10", model="resnet18", training={"epochs": 30, "batch_size": 128, "augment": "cifar"}),
 }  # fmt: skip
-
-
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    return measure(SETTINGS[context.scale], context)
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
     """Trains the two networks."""
-    data = images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
+    data = images_of(settings, context)
     training, validation, notes = {}, {}, []
     for kind, words in KINDS.items():
         model = network(settings.model, data, context, batch_norm=kind == "with", **settings.options)
@@ -149,4 +130,6 @@ def _drawing(
     return draw
 
 
-EXPERIMENT = Experiment("fig4", "Learning with and without batch normalization", "figure 4, section 2.6", run)
+EXPERIMENT = Experiment(
+    "fig4", "Learning with and without batch normalization", "figure 4, section 2.6", SETTINGS, measure
+)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from snnfast.training.trainer import set_gamma
 
+from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import COLOURS, dress, images, in_words, network, sharpen, train_model
+from .workbench import COLOURS, dress, images_of, in_words, network, sharpen, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,23 +21,14 @@ JUDGED = 9
 """The number of layers of the verdicts."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is trained.
+@dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """Of the networks, and how many there are.
 
-    * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
-    * ``options``: of the plain networks.
-    * ``training``: options of :class:`snnfast.training.TrainOptions`.
     * ``layers``: of the networks.
     * ``seeds``: networks of each kind; ``judged_seeds``: spiking ones of :data:`JUDGED` layers.
     """
 
-    data: str = "cifar100"
-    train: int | None = None
-    test: int | None = None
-    size: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] = (3, 4, 5, 9, 13)
     seeds: int = 3
     judged_seeds: int = 3
@@ -44,10 +36,13 @@ class Settings:
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=2000, test=1000, size=16, options={"width": 16},
+        data="cifar10", train=2000, test=1000, size=16, model="plain_net", options={"width": 16},
         training={"epochs": 8, "batch_size": 50, "lr": 5e-3}, seeds=1,
     ),
-    "full": Settings(training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"}),
+    "full": Settings(
+        data="cifar100", model="plain_net",
+        training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"},
+    ),
 }  # fmt: skip
 
 
@@ -64,26 +59,16 @@ class Trained:
     test: float
 
 
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    return measure(SETTINGS[context.scale], context)
-
-
 def measure(settings: Settings, context: Context) -> Outcome:
     """Trains every network of every kind."""
-    data = images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
+    data = images_of(settings, context)
     found, unbalanced = [], []
     for layers in settings.layers:
         for variant in VARIANTS:
             seeds = settings.judged_seeds if layers == JUDGED and variant != "ann" else settings.seeds
             for seed in range(seeds):
                 kind = {"activation": "relu"} if variant == "ann" else {}
-                model = network("plain_net", data, context, seed=seed, layers=layers, **kind, **settings.options)
+                model = network(settings.model, data, context, seed=seed, layers=layers, **kind, **settings.options)
                 gamma = ratio = None
                 if variant == "fixed":
                     gamma = 100.0
@@ -101,7 +86,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
     columns = ("layers", "network", "seed", "gamma", "ratio of gradients", "training accuracy", "test accuracy")
     rows = [[t.layers, VARIANTS[t.variant], t.seed, t.gamma, t.ratio, t.train, t.test] for t in found]
     notes = [
-        f"{in_words(data, 'plain_net', settings.options)}, evaluated at the steps of training. The paper's "
+        f"{in_words(data, settings.model, settings.options)}, evaluated at the steps of training. The paper's "
         "figure 5 is of CIFAR-100 and gives no numbers."
     ]
     if unbalanced:
@@ -162,4 +147,4 @@ def _drawing(found: Sequence[Trained]) -> Any:
     return draw
 
 
-EXPERIMENT = Experiment("fig5", "Accuracy over the number of layers", "figure 5, section 3.3", run)
+EXPERIMENT = Experiment("fig5", "Accuracy over the number of layers", "figure 5, section 3.3", SETTINGS, measure)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import SERIES, accuracies, dress, images, in_words, network, sharpen, train_model
+from .workbench import SERIES, accuracies, dress, images_of, in_words, network, sharpen, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,22 +19,13 @@ POINT = 0.01
 """Bound of the verdicts, fixed before anything was measured: one point of accuracy."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is trained and measured.
+@dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """Of the networks, and what is measured.
 
-    * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
-    * ``options``: of the plain network.
-    * ``training``: options of :class:`snnfast.training.TrainOptions`.
     * ``trained``: steps of training; ``counts``: at inference; ``seeds``: networks for each.
     """
 
-    data: str = "cifar100"
-    train: int | None = None
-    test: int | None = None
-    size: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
     trained: tuple[int, ...] = (10, 20, 40)
     counts: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
     seeds: int = 3
@@ -41,34 +33,27 @@ class Settings:
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=2000, test=1000, size=16, options={"width": 16},
+        data="cifar10", train=2000, test=1000, size=16, model="plain_net", options={"width": 16},
         training={"epochs": 8, "batch_size": 50, "lr": 5e-3},
     ),
-    "full": Settings(training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"}),
+    "full": Settings(
+        data="cifar100", model="plain_net",
+        training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"},
+    ),
 }  # fmt: skip
 
 Curves = dict[int, list[dict[int, float]]]
 """Trained steps -> for each seed, accuracy by steps at inference."""
 
 
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    return measure(SETTINGS[context.scale], context)
-
-
 def measure(settings: Settings, context: Context) -> Outcome:
     """Trains every network and evaluates it at all counts."""
-    data = images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
+    data = images_of(settings, context)
     counts = tuple(sorted({*settings.counts, *settings.trained, *(2 * steps for steps in settings.trained)}))
     curves: Curves = {steps: [] for steps in settings.trained}
     for steps in settings.trained:
         for seed in range(settings.seeds):
-            model = network("plain_net", data, context, seed=seed, layers=5, steps=steps, **settings.options)
+            model = network(settings.model, data, context, seed=seed, layers=5, steps=steps, **settings.options)
             sharpness = sharpen(model, data)
             context.say(f"  trained at {steps} steps, seed {seed}, γ = {sharpness}")
             train_model(model, data, context, steps=steps, seed=seed, **settings.training)
@@ -92,7 +77,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
               _drawing(curves))],
         verdicts(curves),
         [
-            f"{in_words(data, 'plain_net', {'layers': 5, **settings.options})}; {settings.seeds} seeds.",
+            f"{in_words(data, settings.model, {'layers': 5, **settings.options})}; {settings.seeds} seeds.",
             _on_maximum(curves),
         ],
     )  # fmt: skip
@@ -152,4 +137,4 @@ def _drawing(curves: Curves) -> Any:
     return draw
 
 
-EXPERIMENT = Experiment("fig6", "Accuracy over the steps at inference", "figure 6, section 3.4", run)
+EXPERIMENT = Experiment("fig6", "Accuracy over the steps at inference", "figure 6, section 3.4", SETTINGS, measure)

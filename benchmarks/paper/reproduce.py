@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from snnfast.data import DataError, load
@@ -52,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = NAMES if parsed.name == ALL else (parsed.name,)
         if parsed.name not in (ALL, *NAMES):
             raise UsageError(f"unknown table or figure {parsed.name!r}; known: {', '.join((*NAMES, ALL))}")
-        modules = {name: _module(name) for name in names}
+        experiments = [_experiment(name) for name in names]
         out = OutputFolder(parsed.out)
-        for data_set in dict.fromkeys(need for module in modules.values() for need in module.needs(parsed.scale)):
+        for data_set in dict.fromkeys(need for one in experiments for need in one.needs(parsed.scale)):
             load(data_set, parsed.data_dir)
     except (UsageError, OptionError, OutputError, DataError) as error:
         print(f"snnfast reproduce: error: {error}", file=sys.stderr)
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     context = Context(parsed.scale, parsed.data_dir, device, _say, str(out.path))
     command = f"snnfast reproduce {shlex.join(arguments)}"
     with reproducible(parsed.threads):
-        return _run(modules, context, out, command)
+        return _run(experiments, context, out, command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,29 +86,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f".{name}", __package__)
+def _experiment(name: str) -> Experiment:
+    return importlib.import_module(f".{name}", __package__).EXPERIMENT
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _run(modules: dict[str, ModuleType], context: Context, out: OutputFolder, command: str) -> int:
+def _run(experiments: Sequence[Experiment], context: Context, out: OutputFolder, command: str) -> int:
     begin = time.monotonic()
     failed, verdicts = [], {}
-    for name, module in modules.items():
-        experiment: Experiment = module.EXPERIMENT
+    for experiment in experiments:
+        name = experiment.name
         print(f"\n== {name}: {experiment.title} ({experiment.place}), scale {context.scale}", flush=True)
         try:
             verdicts[name] = _one(experiment, context, out, command)
         except Exception:
-            if len(modules) == 1:
+            if len(experiments) == 1:
                 raise
             traceback.print_exc()
             failed.append(name)
         out.write_text("index.html", page.index(out.path, NAMES))
-    if len(modules) > 1:
+    if len(experiments) > 1:
         print(f"\n== verdicts, after {(time.monotonic() - begin) / 60:.1f} minutes")
         for name, found in verdicts.items():
             for verdict in found:

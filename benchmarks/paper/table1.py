@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import COLOURS, accuracies, dress, images, in_words, log_steps, network, paper_line, train_model
+from .workbench import COLOURS, accuracies, dress, images_of, in_words, log_steps, network, paper_line, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,23 +20,14 @@ PAPER = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is trained and measured.
+@dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """Of the network, and what is measured.
 
-    * ``data``, ``train``, ``test``: images, see :func:`.workbench.images`.
-    * ``model``, ``options``: the network; no batch norm and the soft reset, as the paper's.
-    * ``training``: options of :class:`snnfast.training.TrainOptions`.
     * ``steps``: of training; ``evaluated``: at inference.
     * ``wanted``: of the verdict, in percent.
     """
 
-    data: str = "mnist"
-    train: int | None = None
-    test: int | None = None
-    model: str = "mnist_net"
-    options: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
     steps: int = 10
     evaluated: int = 20
     counts: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40)
@@ -44,24 +36,17 @@ class Settings:
 
 SETTINGS = {
     # The least of the paper's table is what a part of the data must reach.
-    "small": Settings(train=12000, test=4000, training={"epochs": 3, "batch_size": 64, "lr": 2e-3}, wanted=97.2),
-    "full": Settings(training={"epochs": 10, "batch_size": 64, "lr": 2e-3}),
-}
-
-
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    return measure(SETTINGS[context.scale], context)
+    "small": Settings(
+        data="mnist", train=12000, test=4000, model="mnist_net",
+        training={"epochs": 3, "batch_size": 64, "lr": 2e-3}, wanted=97.2,
+    ),
+    "full": Settings(data="mnist", model="mnist_net", training={"epochs": 10, "batch_size": 64, "lr": 2e-3}),
+}  # fmt: skip
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
     """Trains the network and evaluates it."""
-    data = images(settings.data, context, train=settings.train, test=settings.test)
+    data = images_of(settings, context)
     model = network(settings.model, data, context, steps=settings.steps, **settings.options)
     train_model(model, data, context, steps=settings.steps, **settings.training)
     counts = sorted({*settings.counts, settings.steps, settings.evaluated})
@@ -113,4 +98,4 @@ def _drawing(found: dict[int, float]) -> Any:
     return draw
 
 
-EXPERIMENT = Experiment("table1", "The MNIST network", "table 1, section 3.2", run)
+EXPERIMENT = Experiment("table1", "The MNIST network", "table 1, section 3.2", SETTINGS, measure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import comparison
 from .comparison import Settings
-from .experiment import Context, Experiment, Outcome
+from .experiment import Experiment
 
 PAPER = (
     ("Wu et al.", "backpropagation", 90.53),
@@ -17,27 +17,15 @@ WANTED = 90.20
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=4000, test=600, size=16, model="resnet11", options={"width": 16}, evaluated=20,
-        training={"epochs": 6, "batch_size": 64, "lr": 3e-3, "augment": "cifar"}, converted_test=300,
+        data="cifar10", train=4000, test=600, size=16, model="resnet11", options={"width": 16},
+        evaluated=20, paper=PAPER, training={"epochs": 6, "batch_size": 64, "lr": 3e-3, "augment": "cifar"},
+        converted_test=300,
     ),
     "full": Settings(
-        data="cifar10", model="resnet11", evaluated=20,
+        data="cifar10", model="resnet11", evaluated=20, paper=PAPER, wanted=WANTED,
         training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
         converted_counts=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), calibration=(2000, 200),
     ),
 }  # fmt: skip
 
-
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    settings = SETTINGS[context.scale]
-    wanted = WANTED if context.scale == "full" else None
-    return comparison.outcome(settings, comparison.measure(settings, context), PAPER, wanted)
-
-
-EXPERIMENT = Experiment("table2", "ResNet11 on CIFAR-10", "table 2, section 3.2", run)
+EXPERIMENT = Experiment("table2", "ResNet11 on CIFAR-10", "table 2, section 3.2", SETTINGS, comparison.report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import comparison
 from .comparison import Settings
-from .experiment import Context, Experiment, Outcome
+from .experiment import Experiment
 
 PAPER = (
     ("Han et al.", "VGG16, ANN-SNN conversion", 70.93),
@@ -15,27 +15,17 @@ WANTED = 58.5
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=3000, test=400, size=16, model="resnet50", options={"width": 8}, evaluated=40,
-        training={"epochs": 5, "batch_size": 50, "lr": 3e-3, "augment": "cifar"}, converted_test=200,
+        data="cifar10", train=3000, test=400, size=16, model="resnet50", options={"width": 8},
+        evaluated=40, paper=PAPER, training={"epochs": 5, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
+        converted_test=200,
     ),
     "full": Settings(
-        data="cifar100", model="resnet50", evaluated=40,
+        data="cifar100", model="resnet50", evaluated=40, paper=PAPER, wanted=WANTED,
         training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
         converted_counts=(1, 2, 5, 10, 20, 40, 100, 200, 500, 1000), calibration=(2000, 200), batch_size=25,
     ),
 }  # fmt: skip
 
-
-def needs(scale: str) -> tuple[str, ...]:
-    """Data sets that are read from a folder."""
-    return (SETTINGS[scale].data,)
-
-
-def run(context: Context) -> Outcome:
-    """Measures at the context's scale."""
-    settings = SETTINGS[context.scale]
-    wanted = WANTED if context.scale == "full" else None
-    return comparison.outcome(settings, comparison.measure(settings, context), PAPER, wanted)
-
-
-EXPERIMENT = Experiment("table3", "ResNet50 on CIFAR-100 (small scale: on CIFAR-10)", "table 3, section 3.3", run)
+EXPERIMENT = Experiment(
+    "table3", "ResNet50 on CIFAR-100 (small scale: on CIFAR-10)", "table 3, section 3.3", SETTINGS, comparison.report
+)

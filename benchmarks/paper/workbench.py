@@ -20,7 +20,7 @@ from snnfast.training import Trainer, TrainOptions
 from snnfast.training.trainer import StepRecord, reproducible
 from snnfast.tuning import gradient_profile, tune_gamma
 
-from .experiment import Context
+from .experiment import Context, Settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +57,11 @@ def images(
     if size is not None and not 1 <= size <= min(data.image_shape[1:]):
         raise ValueError(f"size must be from 1 to {min(data.image_shape[1:])}, that of {name}'s images, got {size}")
     return replace(data, train=_part(data.train, train, size), test=_part(data.test, test, size)).to(context.device)
+
+
+def images_of(settings: Settings, context: Context) -> ImageData:
+    """The images that an experiment's settings name."""
+    return images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
 
 
 @functools.lru_cache(maxsize=2)
