@@ -279,6 +279,12 @@ def damaged(finished: Path, folder: Path, what: str) -> None:
     file = folder / checkpoints.NAME
     if what == "truncated":
         file.write_bytes(whole[: len(whole) // 2])
+    elif what == "one bit of a weight":
+        weight = torch.load(finished / checkpoints.NAME, weights_only=True)["model"]["classifier.weight"]
+        place = whole.index(weight.contiguous().numpy().tobytes())
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    elif what == "parts missing":
+        torch.save({"format": 1, "options": {}}, file)
     elif what == "empty":
         file.write_bytes(b"")
     elif what == "text":
@@ -298,6 +304,8 @@ def damaged(finished: Path, folder: Path, what: str) -> None:
 
 DAMAGED = {
     "truncated": "is truncated, damaged or no checkpoint",
+    "one bit of a weight": "is truncated, damaged or no checkpoint",
+    "parts missing": "is not one that `snnfast train` wrote: no gamma, lr, model, ",
     "empty": "(0 bytes) is truncated, damaged or no checkpoint",
     "text": "is truncated, damaged or no checkpoint",
     "code": "is truncated, damaged or no checkpoint",
