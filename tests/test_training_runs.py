@@ -190,6 +190,17 @@ def test_options_that_a_checkpoint_could_not_hold_are_refused() -> None:
         TrainOptions(model="plain_net", model_options={"threshold": torch.ones(())})
 
 
+@pytest.mark.parametrize("option", ["--steps", "--eval-steps"])
+def test_more_time_steps_than_the_layers_take_are_refused_before_training(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMAND, "--epochs", "1", option, "2147483648", "--out", str(tmp_path / "run")]) == 2
+    name = option.removeprefix("--").replace("-", "_")
+    allowed = "an integer of at least 1 and at most 2147483647, got 2147483648"
+    assert capsys.readouterr().err == f"snnfast train: error: {name} must be {allowed}\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_clipping_bounds_the_update_of_the_first_step() -> None:
     trainer = Trainer(data.load("digits"), replace(PLAIN, clip=1e-3), CPU)
     trainer.step(*next(trainer.epoch_batches()))
