@@ -233,7 +233,7 @@ def test_resume_takes_the_options_of_the_run_and_evaluates_at_others(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (finished / "history.csv").read_bytes()
-    assert main(["train", "--resume", "--out", str(finished), "--eval-steps", "1,3,6"]) == 0
+    assert main(["train", "--resume", "--out", str(finished), "--eval-steps", "1,3,6,6,1"]) == 0
     output = capsys.readouterr().out
     assert all(f"% at {steps} steps" in output for steps in (1, 3, 6))
     assert (finished / "history.csv").read_bytes() == before

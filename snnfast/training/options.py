@@ -168,8 +168,8 @@ class TrainOptions:
 
     @property
     def evaluated_steps(self) -> tuple[int, ...]:
-        """``eval_steps``, or ``steps`` where there are none."""
-        return self.eval_steps or (self.steps,)
+        """``eval_steps``, each once, or ``steps`` where there are none."""
+        return tuple(dict.fromkeys(self.eval_steps)) or (self.steps,)
 
 
 def _is_plain(value: Any) -> bool:
