@@ -168,6 +168,19 @@ def test_the_ann_twin_trains_with_a_rate_that_was_found(tmp_path: Path) -> None:
     assert done.trainer.history[-1].loss < done.trainer.history[0].loss
 
 
+def test_a_sharpness_that_cannot_be_tuned_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gradients of the network digits vanish at every sharpness; the ANN twin has none."""
+    twin = ["--model", "plain_net", "--model-option", "layers=3", "--model-option", "activation=relu"]
+    for network, why in (([], "no γ from "), (twin, "")):
+        arguments = ["train", *network, "--gamma", "tune", "--steps", "2", "--epochs", "1", "--device", "cpu"]
+        assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"snnfast train: error: gamma must be given, it cannot be tuned: {why}")
+        assert error.count("\n") == 1
+
+
 def test_a_constant_schedule_is_constant_and_one_cycle_rises_and_falls() -> None:
     rates = {}
     for schedule in ("constant", "one-cycle"):

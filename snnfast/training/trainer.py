@@ -126,8 +126,8 @@ class Trainer:
     def tune(self, say: Callable[[str], None] = lambda line: None) -> None:
         """Finds what the options leave to be found, sharpness first, then the learning rate; :meth:`fit` calls it.
 
-        ``say`` is told what was found. Raises what :func:`snnfast.tuning.tune_gamma` raises, and
-        :class:`OptionError` where the loss falls at no learning rate.
+        ``say`` is told what was found. Raises :class:`OptionError` where no sharpness balances the gradients, or the
+        loss falls at no learning rate.
         """
         if self.tuned:
             return
@@ -159,7 +159,10 @@ class Trainer:
         gamma, lr = self.gamma, self.lr
         if self.options.gamma == TUNE:
             size = min(_GAMMA_BATCH_SIZE, self.options.batch_size)
-            search = tuning.tune_gamma(self.model, batches(size, _GAMMA_BATCHES))
+            try:
+                search = tuning.tune_gamma(self.model, batches(size, _GAMMA_BATCHES))
+            except ValueError as error:
+                raise OptionError(f"gamma must be given, it cannot be tuned: {error}") from error
             gamma = search.gamma
             say(f"gamma   {gamma:.4g}, tuned: gradients of the first half over the rest {search.ratio:.3g} "
                 f"({len(search.gammas)} evaluations)")  # fmt: skip
