@@ -255,6 +255,22 @@ def test_resume_takes_the_options_of_the_run_and_evaluates_at_others(
     assert rows == [(1, 3), (2, 3), (2, 1), (2, 6)]
 
 
+def test_resume_goes_on_in_the_folder_where_the_checkpoint_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMMAND, "--epochs", "1", "--out", "run"]) == 0
+    (tmp_path / "run").rename(TrainOptions.out)
+    assert main(["train", "--resume"]) == 0
+    assert "resume  after step 12 of 12" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == [TrainOptions.out]
+
+
+def test_resume_from_a_path_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--resume", "--out", 300 * "x"]) == 2
+    assert capsys.readouterr().err.endswith("cannot be written: File name too long\n")
+
+
 def test_resume_without_a_checkpoint_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMAND, "--epochs", "1", "--resume", "--out", str(tmp_path)]) == 0
     assert f"resume  no checkpoint in {tmp_path}: from the beginning" in capsys.readouterr().out
