@@ -130,6 +130,22 @@ def test_dropout_augmentation_and_order_go_on_with_their_random_numbers(stop: in
     assert len({r.loss for r in whole.history}) == 10
 
 
+def test_two_trainers_go_on_from_one_state_on_their_own() -> None:
+    def make() -> Trainer:
+        return Trainer(data.load("digits"), PLAIN, CPU)
+
+    whole, first, second = make(), make(), make()
+    whole.fit()
+    batches = first.epoch_batches()
+    for _ in range(3):
+        first.step(*next(batches))
+    second.load_state(first.state())
+    first.fit()
+    second.fit()
+    for trainer in (first, second):
+        assert [record.loss for record in trainer.history] == [record.loss for record in whole.history]
+
+
 def test_a_given_model_is_trained_and_the_random_state_left_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -325,7 +326,10 @@ class Trainer:
             torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def state(self) -> dict[str, Any]:
-        """All that training on needs, in plain types and tensors; all processes must call it."""
+        """All that training on needs, in plain types and tensors; all processes must call it.
+
+        Weights and the optimizer's tensors are the trainer's own, which change as it goes on: write them, or copy them.
+        """
         midst = len(self.history) % self.batches
         own = {
             "augmentation": self.augmentation.get_state(),
@@ -349,7 +353,8 @@ class Trainer:
         self.tuned = True
         self.model.load_state_dict(state["model"])
         self._make_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        # torch keeps the tensors it is given: the state may be of a trainer that goes on, too.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.schedule.load_state_dict(state["schedule"])
         self._order_of_epoch = state["order"]
         self.order.set_state(state["order"])
