@@ -130,6 +130,22 @@ def test_dropout_augmentation_and_order_go_on_with_their_random_numbers(stop: in
     assert len({r.loss for r in whole.history}) == 10
 
 
+def test_two_trainers_go_on_from_one_state_on_their_own() -> None:
+    def make() -> Trainer:
+        return Trainer(data.load("digits"), PLAIN, CPU)
+
+    whole, first, second = make(), make(), make()
+    whole.fit()
+    batches = first.epoch_batches()
+    for _ in range(3):
+        first.step(*next(batches))
+    second.load_state(first.state())
+    first.fit()
+    second.fit()
+    for trainer in (first, second):
+        assert [record.loss for record in trainer.history] == [record.loss for record in whole.history]
+
+
 def test_a_given_model_is_trained_and_the_random_state_left_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -168,6 +184,19 @@ def test_the_ann_twin_trains_with_a_rate_that_was_found(tmp_path: Path) -> None:
     assert done.trainer.history[-1].loss < done.trainer.history[0].loss
 
 
+def test_a_sharpness_that_cannot_be_tuned_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gradients of the network digits vanish at every sharpness; the ANN twin has none."""
+    twin = ["--model", "plain_net", "--model-option", "layers=3", "--model-option", "activation=relu"]
+    for network, why in (([], "no γ from "), (twin, "")):
+        arguments = ["train", *network, "--gamma", "tune", "--steps", "2", "--epochs", "1", "--device", "cpu"]
+        assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"snnfast train: error: gamma must be given, it cannot be tuned: {why}")
+        assert error.count("\n") == 1
+
+
 def test_a_constant_schedule_is_constant_and_one_cycle_rises_and_falls() -> None:
     rates = {}
     for schedule in ("constant", "one-cycle"):
@@ -188,6 +217,17 @@ def test_the_surrogate_is_chosen_by_name() -> None:
 def test_options_that_a_checkpoint_could_not_hold_are_refused() -> None:
     with pytest.raises(OptionError, match=r"model_options must hold plain numbers, .* got threshold=tensor"):
         TrainOptions(model="plain_net", model_options={"threshold": torch.ones(())})
+
+
+@pytest.mark.parametrize("option", ["--steps", "--eval-steps"])
+def test_more_time_steps_than_the_layers_take_are_refused_before_training(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMAND, "--epochs", "1", option, "2147483648", "--out", str(tmp_path / "run")]) == 2
+    name = option.removeprefix("--").replace("-", "_")
+    allowed = "an integer of at least 1 and at most 2147483647, got 2147483648"
+    assert capsys.readouterr().err == f"snnfast train: error: {name} must be {allowed}\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_clipping_bounds_the_update_of_the_first_step() -> None:
@@ -222,13 +262,29 @@ def test_resume_takes_the_options_of_the_run_and_evaluates_at_others(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (finished / "history.csv").read_bytes()
-    assert main(["train", "--resume", "--out", str(finished), "--eval-steps", "1,3,6"]) == 0
+    assert main(["train", "--resume", "--out", str(finished), "--eval-steps", "1,3,6,6,1"]) == 0
     output = capsys.readouterr().out
     assert all(f"% at {steps} steps" in output for steps in (1, 3, 6))
     assert (finished / "history.csv").read_bytes() == before
     with (finished / "evaluations.csv").open() as file:
         rows = [(int(row["epoch"]), int(row["steps"])) for row in csv.DictReader(file)]
     assert rows == [(1, 3), (2, 3), (2, 1), (2, 6)]
+
+
+def test_resume_goes_on_in_the_folder_where_the_checkpoint_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMMAND, "--epochs", "1", "--out", "run"]) == 0
+    (tmp_path / "run").rename(TrainOptions.out)
+    assert main(["train", "--resume"]) == 0
+    assert "resume  after step 12 of 12" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == [TrainOptions.out]
+
+
+def test_resume_from_a_path_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--resume", "--out", 300 * "x"]) == 2
+    assert capsys.readouterr().err.endswith("cannot be written: File name too long\n")
 
 
 def test_resume_without_a_checkpoint_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,6 +335,12 @@ def damaged(finished: Path, folder: Path, what: str) -> None:
     file = folder / checkpoints.NAME
     if what == "truncated":
         file.write_bytes(whole[: len(whole) // 2])
+    elif what == "one bit of a weight":
+        weight = torch.load(finished / checkpoints.NAME, weights_only=True)["model"]["classifier.weight"]
+        place = whole.index(weight.contiguous().numpy().tobytes())
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    elif what == "parts missing":
+        torch.save({"format": 1, "options": {}}, file)
     elif what == "empty":
         file.write_bytes(b"")
     elif what == "text":
@@ -298,6 +360,8 @@ def damaged(finished: Path, folder: Path, what: str) -> None:
 
 DAMAGED = {
     "truncated": "is truncated, damaged or no checkpoint",
+    "one bit of a weight": "is truncated, damaged or no checkpoint",
+    "parts missing": "is not one that `snnfast train` wrote: no gamma, lr, model, ",
     "empty": "(0 bytes) is truncated, damaged or no checkpoint",
     "text": "is truncated, damaged or no checkpoint",
     "code": "is truncated, damaged or no checkpoint",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ FORMAT = 1
 """Of the file; raised when an older snnfast could not read what a newer one writes."""
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+
+_PARTS = ("options", "gamma", "lr", "model", "optimizer", "schedule", "order", "processes", "history", "evaluations")
 
 # What may differ from the run that is gone on with: none of it changes what is computed.
 _FREE = ("data_dir", "device", "threads", "out", "eval_steps", "checkpoint_every", "tensorboard")
@@ -63,13 +66,17 @@ def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
     Only tensors and plain types are read: a file from elsewhere cannot run code. Raises :class:`CheckpointError` for
-    what is no checkpoint, a truncated one, and one of a newer format.
+    what is no checkpoint, a truncated or damaged one, and one of a newer format.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error.strerror or error}") from error
     try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is another")
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # which ones a damaged file raises is not said anywhere
         raise CheckpointError(
@@ -81,6 +88,11 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {str(path)!r} was written by snnfast {content.get('snnfast')} in format {content['format']}; "
             f"this is snnfast {snnfast.__version__}, which reads formats up to {FORMAT}: install a newer one"
+        )
+    missing = [name for name in _PARTS if name not in content]
+    if missing or not isinstance(content["options"], dict):
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is not one that `snnfast train` wrote: no {', '.join(missing) or 'options'}"
         )
     known = {field.name for field in fields(TrainOptions)}
     content["options"] = {name: value for name, value in content["options"].items() if name in known}

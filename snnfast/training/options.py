@@ -11,6 +11,7 @@ import torch
 
 from snnfast import build_info, models, surrogate
 from snnfast.data import augment, check_known
+from snnfast.dynamics import MOST_STEPS
 from snnfast.training.implementations import IMPLEMENTATIONS
 
 FIND, TUNE = "find", "tune"
@@ -121,10 +122,10 @@ class TrainOptions:
             _check_one_of("surrogate", self.surrogate, SURROGATES)
         if self.layer != "fused" and self.model != "digits":
             raise OptionError(f"layer must be 'fused' with the model {self.model!r}, got {self.layer!r}")
-        _check_integer("steps", self.steps, least=1)
+        _check_integer("steps", self.steps, least=1, most=MOST_STEPS)
         object.__setattr__(self, "eval_steps", tuple(self.eval_steps))
         for steps in self.eval_steps:
-            _check_integer("eval_steps", steps, least=1)
+            _check_integer("eval_steps", steps, least=1, most=MOST_STEPS)
         _check_integer("epochs", self.epochs, least=1)
         _check_integer("batch_size", self.batch_size, least=1)
         _check_integer("seed", self.seed, least=0, most=2**63 - 1)
@@ -166,8 +167,8 @@ class TrainOptions:
 
     @property
     def evaluated_steps(self) -> tuple[int, ...]:
-        """``eval_steps``, or ``steps`` where there are none."""
-        return self.eval_steps or (self.steps,)
+        """``eval_steps``, each once, or ``steps`` where there are none."""
+        return tuple(dict.fromkeys(self.eval_steps)) or (self.steps,)
 
 
 def check_threads(threads: int | None) -> None:

@@ -254,8 +254,9 @@ def options_for(data: str | None, *, resume: bool, **given: Any) -> TrainOptions
     With ``resume`` and a checkpoint in the folder, the options that are None are those of its run. Raises
     :class:`snnfast.training.CheckpointError` for one that differs from them and would change what is computed.
     """
-    out = Path(given.get("out") or TrainOptions.out).expanduser()
-    file = out / checkpoints.NAME
-    if resume and file.exists():
-        return checkpoints.options_of(checkpoints.read(file), {"data": data, **given})
+    out = given.get("out") or TrainOptions.out
+    file = Path(out).expanduser() / checkpoints.NAME
+    if resume and os.path.exists(file):  # False, too, for a path that cannot be: the output folder's error says why
+        # The folder that the checkpoint is in now, wherever it was when it was written.
+        return checkpoints.options_of(checkpoints.read(file), {"data": data, **given, "out": out})
     return TrainOptions.for_data(data or TrainOptions.data, **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -126,8 +127,8 @@ class Trainer:
     def tune(self, say: Callable[[str], None] = lambda line: None) -> None:
         """Finds what the options leave to be found, sharpness first, then the learning rate; :meth:`fit` calls it.
 
-        ``say`` is told what was found. Raises what :func:`snnfast.tuning.tune_gamma` raises, and
-        :class:`OptionError` where the loss falls at no learning rate.
+        ``say`` is told what was found. Raises :class:`OptionError` where no sharpness balances the gradients, or the
+        loss falls at no learning rate.
         """
         if self.tuned:
             return
@@ -159,7 +160,10 @@ class Trainer:
         gamma, lr = self.gamma, self.lr
         if self.options.gamma == TUNE:
             size = min(_GAMMA_BATCH_SIZE, self.options.batch_size)
-            search = tuning.tune_gamma(self.model, batches(size, _GAMMA_BATCHES))
+            try:
+                search = tuning.tune_gamma(self.model, batches(size, _GAMMA_BATCHES))
+            except ValueError as error:
+                raise OptionError(f"gamma must be given, it cannot be tuned: {error}") from error
             gamma = search.gamma
             say(f"gamma   {gamma:.4g}, tuned: gradients of the first half over the rest {search.ratio:.3g} "
                 f"({len(search.gammas)} evaluations)")  # fmt: skip
@@ -322,7 +326,10 @@ class Trainer:
             torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def state(self) -> dict[str, Any]:
-        """All that training on needs, in plain types and tensors; all processes must call it."""
+        """All that training on needs, in plain types and tensors; all processes must call it.
+
+        Weights and the optimizer's tensors are the trainer's own, which change as it goes on: write them, or copy them.
+        """
         midst = len(self.history) % self.batches
         own = {
             "augmentation": self.augmentation.get_state(),
@@ -346,7 +353,8 @@ class Trainer:
         self.tuned = True
         self.model.load_state_dict(state["model"])
         self._make_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        # torch keeps the tensors it is given: the state may be of a trainer that goes on, too.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.schedule.load_state_dict(state["schedule"])
         self._order_of_epoch = state["order"]
         self.order.set_state(state["order"])
