@@ -289,12 +289,12 @@ def test_the_seed_alone_decides_a_networks_weights() -> None:
 
 def test_sharpness_is_balanced_or_left_and_said() -> None:
     model, data = small_network()
-    sharpness = workbench.sharpen(model, data, batches=2)
+    sharpness = workbench.sharpen(model, data, (2, 32))
     assert sharpness.balanced
     assert sharpness.ratio == pytest.approx(1, abs=0.05)
     assert {layer.surrogate.gamma for layer in model.neurons()} == {sharpness.gamma}
     flat, data = small_network(batch_norm=False, threshold=1e9)  # nothing arrives: nothing can be balanced
-    left = workbench.sharpen(flat, data, batches=2)
+    left = workbench.sharpen(flat, data, (2, 32))
     assert (left.gamma, left.balanced) == (10.0, False)
     assert "not balanced" in str(left)
 

@@ -92,6 +92,7 @@ class Settings:
     * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
     * ``model``, ``options``: the network, see :func:`.workbench.network`.
     * ``training``: options of :class:`snnfast.training.TrainOptions`.
+    * ``tuning``: batches for each evaluation of the search for γ, and their size, see :func:`.workbench.sharpen`.
     """
 
     data: str
@@ -101,6 +102,7 @@ class Settings:
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    tuning: tuple[int, int] = (8, 32)
 
 
 @dataclass(frozen=True)

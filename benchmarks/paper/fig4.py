@@ -35,7 +35,7 @@ class Settings(experiment.Settings):
 SETTINGS = {
     "small": Settings(
         data="cifar10", train=2500, test=300, size=16, model="resnet18", options={"width": 16},
-        training={"epochs": 4, "batch_size": 32}, every=39, window=20,
+        training={"epochs": 4, "batch_size": 32}, tuning=(4, 16), every=39, window=20,
     ),
     "full": Settings(data="cifar10", model="resnet18", training={"epochs": 30, "batch_size": 128, "augment": "cifar"}),
 }  # fmt: skip
@@ -55,7 +55,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
                 f"Without batch normalization: thresholds from {min(thresholds.values()):.3g} to "
                 f"{max(thresholds.values()):.3g}, the largest currents over {sum(len(b[1]) for b in batches)} images."
             )
-        sharpness = sharpen(model, data, batches=4)
+        sharpness = sharpen(model, data, settings.tuning)
         notes.append(f"γ {words}: {sharpness}.")
         context.say(f"  {words}, γ = {sharpness}")
         training[kind], validation[kind] = _curves(model, data, context, settings)

@@ -36,7 +36,7 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=2000, test=1000, size=16, model="plain_net", options={"width": 16},
+        data="cifar10", train=3000, test=1000, size=16, model="plain_net", options={"width": 16},
         training={"epochs": 8, "batch_size": 50, "lr": 5e-3}, seeds=1,
     ),
     "full": Settings(
@@ -74,7 +74,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
                     gamma = 100.0
                     set_gamma(model, gamma)
                 elif variant == "snn":
-                    sharpness = sharpen(model, data)
+                    sharpness = sharpen(model, data, settings.tuning)
                     gamma, ratio = sharpness.gamma, sharpness.ratio
                     unbalanced += [] if sharpness.balanced else [f"{layers} layers, seed {seed}"]
                 context.say(

@@ -33,7 +33,7 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=2000, test=1000, size=16, model="plain_net", options={"width": 16},
+        data="cifar10", train=2500, test=1000, size=16, model="plain_net", options={"width": 16},
         training={"epochs": 8, "batch_size": 50, "lr": 5e-3},
     ),
     "full": Settings(
@@ -54,7 +54,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
     for steps in settings.trained:
         for seed in range(settings.seeds):
             model = network(settings.model, data, context, seed=seed, layers=5, steps=steps, **settings.options)
-            sharpness = sharpen(model, data)
+            sharpness = sharpen(model, data, settings.tuning)
             context.say(f"  trained at {steps} steps, seed {seed}, γ = {sharpness}")
             train_model(model, data, context, steps=steps, seed=seed, **settings.training)
             curves[steps].append(accuracies(model, data.test, counts))

@@ -19,7 +19,7 @@ SETTINGS = {
     "small": Settings(
         data="cifar10", train=3000, test=600, size=16, model="resnet11", options={"width": 16},
         evaluated=20, paper=PAPER, training={"epochs": 6, "batch_size": 64, "lr": 3e-3, "augment": "cifar"},
-        converted_test=200,
+        tuning=(4, 16), converted_test=200,
     ),
     "full": Settings(
         data="cifar10", model="resnet11", evaluated=20, paper=PAPER, wanted=WANTED,

@@ -148,14 +148,15 @@ class Sharpness:
         return f"{self.gamma:.3g}" + ("" if self.balanced else " (not balanced: the default)")
 
 
-def sharpen(model: nn.Module, data: ImageData, *, batches: int = 8, batch_size: int = 32) -> Sharpness:
+def sharpen(model: nn.Module, data: ImageData, tuning: tuple[int, int] = (8, 32)) -> Sharpness:
     """Tunes γ on the first training images, or leaves it as it is where no γ balances the gradients.
 
     Args:
         model: a network of spiking neurons.
         data: whose training images and labels are used.
-        batches, batch_size: for each evaluation of the search; fewer where there are fewer images.
+        tuning: batches for each evaluation of the search, and their size; fewer where there are fewer images.
     """
+    batches, batch_size = tuning
     chosen = list(itertools.islice(data.train.batches(min(batch_size, len(data.train))), batches))
     try:
         search = tune_gamma(model, chosen)
