@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,22 @@ def test_tables_2_and_3_have_the_papers_rows_and_ours(measured: comparison.Measu
     assert curves["network"] == ["trained"] * 4 + ["converted"] * 3 + ["ANN twin"]
     assert curves["inference steps"] == [1, 2, 3, 4, 1, 4, 8, None]
     draw(outcome)
+
+
+def test_table_3_measures_a_second_data_set_where_it_is_there(
+    measured: comparison.Measured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(comparison, "measure", lambda settings, context: measured)
+    given = {field.name: getattr(MINIATURE, field.name) for field in fields(MINIATURE)}
+    both = table3.measure(table3.Settings(**given, besides=MINIATURE), CONTEXT)
+    names = ["comparison", "accuracies"]
+    assert [table.name for table in both.tables] == [*names, *(f"digits-{name}" for name in names)]
+    assert [plot.name for plot in both.plots] == ["accuracies", "digits-accuracies"]
+    assert [verdict.claim.startswith("digits: ") for verdict in both.verdicts] == [False, False, True, True]
+    absent = table3.Settings(**given, besides=replace(MINIATURE, data="imagenette"))
+    alone = table3.measure(absent, replace(CONTEXT, data_dir=str(tmp_path)))
+    assert [table.name for table in alone.tables] == names
+    assert alone.notes[-1].startswith("imagenette is not measured: ")
 
 
 @pytest.mark.parametrize(
