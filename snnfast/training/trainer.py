@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -187,8 +188,11 @@ class Trainer:
         self._trained: nn.Module = self.model
         if self.processes.count > 1:
             models.synchronize(self.model)
-            # Synchronized statistics are the same in every process: there is nothing to send before each step.
-            self._trained = DistributedDataParallel(self.model, broadcast_buffers=False)
+            # Synchronized statistics are the same in every process: there is nothing to send before each step. torch
+            # has called that argument by two names.
+            names = inspect.signature(DistributedDataParallel.__init__).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            self._trained = DistributedDataParallel(self.model, **{name: False})
 
     def fit(
         self,
