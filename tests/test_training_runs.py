@@ -146,6 +146,19 @@ def test_two_trainers_go_on_from_one_state_on_their_own() -> None:
         assert [record.loss for record in trainer.history] == [record.loss for record in whole.history]
 
 
+def test_no_step_is_taken_after_the_last_and_the_first_finds_the_rate() -> None:
+    for schedule in ("one-cycle", "constant"):
+        trainer = Trainer(data.load("digits"), replace(PLAIN, epochs=1, lr="find", schedule=schedule), CPU)
+        batches = list(trainer.epoch_batches())
+        for batch in batches:
+            trainer.step(*batch)
+        weights = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        with pytest.raises(ValueError, match="the run is at its end, after step 6 of 6"):
+            trainer.step(*batches[0])
+        assert all(map(torch.equal, weights, trainer.model.parameters()))
+        assert len(trainer.history) == 6
+
+
 def test_a_given_model_is_trained_and_the_random_state_left_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -230,7 +230,13 @@ class Trainer:
             yield images if augment is None else augment(images, self.augmentation), labels
 
     def step(self, images: Tensor, labels: Tensor) -> StepRecord:
-        """One training step: forward, backward, update; recorded in ``history``. Raises :class:`DivergedError`."""
+        """One training step: forward, backward, update; recorded in ``history``.
+
+        Raises :class:`DivergedError`; ValueError after the last step of the run; and what :meth:`tune` raises.
+        """
+        self.tune()
+        if len(self.history) >= self.total_steps:
+            raise ValueError(f"the run is at its end, after step {len(self.history)} of {self.total_steps}")
         lr = self.schedule.get_last_lr()[0]
         start = synchronized_time(self.device)
         self.optimizer.zero_grad()
