@@ -314,6 +314,25 @@ def test_a_new_run_keeps_the_checkpoint_of_the_one_before(tmp_path: Path, capsys
     assert "the checkpoint of an earlier run is now checkpoint-previous.pt" in capsys.readouterr().out
 
 
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run([*COMMAND, "--epochs", "1000", "--checkpoint-every", "0"], tmp_path)
+    while not (tmp_path / checkpoints.NAME).exists() and first.poll() is None:
+        time.sleep(0.01)
+    try:
+        for resume in ([], ["--resume"]):
+            assert main([*COMMAND, "--epochs", "1000", *resume, "--out", str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert "is another run's, which is still going: wait, or name another" in error
+            assert error.count("\n") == 1
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    assert main([*COMMAND, "--epochs", "1", "--out", str(tmp_path)]) == 0
+
+
 REFUSED = {
     "another model": (["--model", "resnet11"], "model 'plain_net' there, 'resnet11' here"),
     "other options": (
