@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class OutputFolder:
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.path / name)
         except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
             raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
         self.note(name)
 
