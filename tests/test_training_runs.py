@@ -335,6 +335,13 @@ def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(
     assert main([*COMMAND, "--epochs", "1", "--out", str(tmp_path)]) == 0
 
 
+def test_a_run_whose_output_nobody_reads_ends_without_a_traceback(tmp_path: Path) -> None:
+    process = run([*COMMAND, "--epochs", "1000"], tmp_path)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert (process.wait(), errors) == (141, "")
+
+
 REFUSED = {
     "another model": (["--model", "resnet11"], "model 'plain_net' there, 'resnet11' here"),
     "other options": (
