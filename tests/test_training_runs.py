@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from snnfast.training import (
     TrainOptions,
     checkpoints,
 )
+from snnfast.training.output import OutputFolder
 
 CPU = torch.device("cpu")
 PLAIN = TrainOptions(
@@ -314,6 +316,32 @@ def test_a_new_run_keeps_the_checkpoint_of_the_one_before(tmp_path: Path, capsys
     assert "the checkpoint of an earlier run is now checkpoint-previous.pt" in capsys.readouterr().out
 
 
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run([*COMMAND, "--epochs", "1000", "--checkpoint-every", "0"], tmp_path)
+    while not (tmp_path / checkpoints.NAME).exists() and first.poll() is None:
+        time.sleep(0.01)
+    try:
+        for resume in ([], ["--resume"]):
+            assert main([*COMMAND, "--epochs", "1000", *resume, "--out", str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert "is another run's, which is still going: wait, or name another" in error
+            assert error.count("\n") == 1
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    assert main([*COMMAND, "--epochs", "1", "--out", str(tmp_path)]) == 0
+
+
+def test_a_run_whose_output_nobody_reads_ends_without_a_traceback(tmp_path: Path) -> None:
+    process = run([*COMMAND, "--epochs", "1000"], tmp_path)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert (process.wait(), errors) == (141, "")
+
+
 REFUSED = {
     "another model": (["--model", "resnet11"], "model 'plain_net' there, 'resnet11' here"),
     "other options": (
@@ -415,21 +443,21 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> 
     assert torch.isfinite(kept["history"]).all()
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     trainer = Trainer(data.load("digits"), PLAIN, CPU)
     path = tmp_path / checkpoints.NAME
     checkpoints.save(trainer, path)
     before = path.read_bytes()
 
-    def full(content: object, file: object) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before it, if any, is still there"):
-        checkpoints.save(trainer, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutputError, match="written: File too large; the checkpoint before it, if any, is still"):
+            checkpoints.save(trainer, path)
+        with pytest.raises(OutputError, match=r"history\.csv cannot be written: File too large"):
+            OutputFolder(tmp_path).write_json("history.csv", {"long": len(before) * "x"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

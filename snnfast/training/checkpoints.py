@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,12 @@ def save(trainer: Trainer, path: Path, *, keep_previous: bool = False) -> bool:
     options = asdict(trainer.options)
     content = {"format": FORMAT, "snnfast": snnfast.__version__, "options": options, **state}
     partial = path.with_name(f".{path.name}.partial")
+    # In memory first: of a full disk, torch says that a position is unexpected.
+    whole = io.BytesIO()
+    torch.save(content, whole)
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         moved = keep_previous and path.exists()
@@ -56,10 +60,11 @@ def save(trainer: Trainer, path: Path, *, keep_previous: bool = False) -> bool:
             path.replace(path.with_name(PREVIOUS))
         partial.replace(path)
         return moved
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         kept = "the checkpoint before it, if any, is still there"
-        raise OutputError(f"{path} cannot be written: {error}; {kept}") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; {kept}") from error
 
 
 def read(path: Path) -> dict[str, Any]:

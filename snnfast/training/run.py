@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def prepared(
     device = choose_device(options.device) if device is None else device
     data = load(options.data, options.data_dir)
     folder = OutputFolder(options.out)
-    with reproducible(options.threads):
+    with folder.held() if processes.first else nullcontext(), reproducible(options.threads):
         if processes.first:
             _say_what(options, data, device, processes)
         yield data.to(device), device, folder
