@@ -319,12 +319,12 @@ def test_a_new_run_keeps_the_checkpoint_of_the_one_before(tmp_path: Path, capsys
 def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = run([*COMMAND, "--epochs", "1000", "--checkpoint-every", "0"], tmp_path)
+    first = run([*COMMAND, "--epochs", "200", "--checkpoint-every", "0"], tmp_path)
     while not (tmp_path / checkpoints.NAME).exists() and first.poll() is None:
         time.sleep(0.01)
     try:
         for resume in ([], ["--resume"]):
-            assert main([*COMMAND, "--epochs", "1000", *resume, "--out", str(tmp_path)]) == 2
+            assert main([*COMMAND, "--epochs", "200", *resume, "--out", str(tmp_path)]) == 2
             error = capsys.readouterr().err
             assert "is another run's, which is still going: wait, or name another" in error
             assert error.count("\n") == 1
@@ -336,7 +336,7 @@ def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(
 
 
 def test_a_run_whose_output_nobody_reads_ends_without_a_traceback(tmp_path: Path) -> None:
-    process = run([*COMMAND, "--epochs", "1000"], tmp_path)
+    process = run([*COMMAND, "--epochs", "200"], tmp_path)
     process.stdout.close()
     errors = process.stderr.read()
     assert (process.wait(), errors) == (141, "")
