@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,16 +81,17 @@ def test_figure_3_has_a_curve_for_each_sharpness() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratios", "evaluations", "shown"),
+    ("ratios", "evaluations", "found", "shown"),
     [
-        ((3.0, 1 / 3, 0.9), 25, (True, True, True, True)),
-        ((2.9, 0.34, 1.11), 26, (False, False, False, False)),
-        ((10.0, 0.0, 1.1), 1, (True, True, True, True)),
-        ((10.0, 0.0, 0.89), 1, (True, True, False, True)),
+        ((3.0, 1 / 3, 0.9), 25, 1.05, (True, True, True, True)),
+        ((2.9, 0.34, 1.11), 26, 1.0, (False, False, False, False)),
+        ((10.0, 0.0, 1.1), 1, 0.95, (True, True, True, True)),
+        ((10.0, 0.0, 0.89), 1, 0.94, (True, True, False, False)),
     ],
 )
-def test_figure_3_verdicts(ratios: tuple[float, ...], evaluations: int, shown: tuple[bool, ...]) -> None:
-    made = fig3.verdicts(dict(zip(("1", "100", "tuned"), ratios, strict=True)), evaluations, 2.0)
+def test_figure_3_verdicts(ratios: tuple[float, ...], evaluations: int, found: float, shown: tuple[bool, ...]) -> None:
+    search = SimpleNamespace(gamma=2.0, ratio=found, gammas=(2.0,) * evaluations)
+    made = fig3.verdicts(dict(zip(("1", "100", "tuned"), ratios, strict=True)), search)
     assert tuple(verdict.shown for verdict in made) == shown
 
 

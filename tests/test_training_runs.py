@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import random
@@ -342,6 +343,48 @@ def test_a_run_whose_output_nobody_reads_ends_without_a_traceback(tmp_path: Path
     assert (process.wait(), errors) == (141, "")
 
 
+def test_other_images_are_refused_on_resume(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / checkpoints.NAME).write_bytes((finished / checkpoints.NAME).read_bytes())
+    digits = data.load("digits")
+    test = replace(digits.test, labels=digits.test.labels.flip(0))
+    monkeypatch.setattr(importlib.import_module("snnfast.training.run"), "load", lambda *_: replace(digits, test=test))
+    message = r"of another run: data digits, 1442 and 355 images, checksum \w{8} there, digits, 1442 and 355 images, "
+    with pytest.raises(CheckpointError, match=message):
+        training.train(replace(PLAIN, out=str(tmp_path)), resume=True)
+
+
+def test_another_precision_is_refused_on_resume(finished: Path, tmp_path: Path) -> None:
+    rewritten(finished, tmp_path, precision="bfloat16")
+    with pytest.raises(CheckpointError, match="of another run: precision bfloat16 there, float32 here"):
+        training.train(replace(PLAIN, out=str(tmp_path)), resume=True)
+
+
+def test_a_run_that_ends_before_its_first_epoch_has_taken_the_folder(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / checkpoints.NAME).write_bytes((finished / checkpoints.NAME).read_bytes())
+
+    def interrupted(self: Trainer, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(replace(PLAIN, seed=5, checkpoint_every=60, out=str(tmp_path)))
+    kept = checkpoints.read(tmp_path / checkpoints.NAME)
+    assert (kept["options"]["seed"], len(kept["history"])) == (5, 0)
+    assert len(checkpoints.read(tmp_path / checkpoints.PREVIOUS)["history"]) == 12
+
+
+def test_processes_with_different_options_are_refused() -> None:
+    class Two(training.Processes):
+        def gathered(self, value: TrainOptions) -> list[TrainOptions]:
+            return [value, replace(value, epochs=3, out="elsewhere")]
+
+    run_module = importlib.import_module("snnfast.training.run")
+    with pytest.raises(OptionError, match=r"all processes must be given the same options, got epochs 2, 3$"):
+        run_module._check_equal_options(PLAIN, Two(0, 2))
+
+
 REFUSED = {
     "another model": (["--model", "resnet11"], "model 'plain_net' there, 'resnet11' here"),
     "other options": (
@@ -402,7 +445,7 @@ def damaged(finished: Path, folder: Path, what: str) -> None:
 DAMAGED = {
     "truncated": "is truncated, damaged or no checkpoint",
     "one bit of a weight": "is truncated, damaged or no checkpoint",
-    "parts missing": "is not one that `snnfast train` wrote: no gamma, lr, model, ",
+    "parts missing": "is not one that `snnfast train` wrote: no data, precision, gamma, lr, model, ",
     "empty": "(0 bytes) is truncated, damaged or no checkpoint",
     "text": "is truncated, damaged or no checkpoint",
     "code": "is truncated, damaged or no checkpoint",

@@ -15,18 +15,32 @@ from torch import nn
 
 import snnfast
 from snnfast.data import load
-from snnfast.training.options import TrainOptions
+from snnfast.training.options import OptionError, TrainOptions
 from snnfast.training.output import OutputError
-from snnfast.training.trainer import Trainer, build
+from snnfast.training.trainer import Trainer, build, fingerprint
 
 FORMAT = 1
 """Of the file; raised when an older snnfast could not read what a newer one writes."""
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 
-_PARTS = ("options", "gamma", "lr", "model", "optimizer", "schedule", "order", "processes", "history", "evaluations")
+_PARTS = (
+    "options",
+    "data",
+    "precision",
+    "gamma",
+    "lr",
+    "model",
+    "optimizer",
+    "schedule",
+    "order",
+    "processes",
+    "history",
+    "evaluations",
+)
 
-# What may differ from the run that is gone on with: none of it changes what is computed.
+# What may differ from the run that is gone on with: none of it changes what is computed, but for the last bits of sums
+# on another device or number of threads.
 _FREE = ("data_dir", "device", "threads", "out", "eval_steps", "checkpoint_every", "tensorboard")
 
 
@@ -117,13 +131,18 @@ def options_of(content: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
     return options
 
 
+def computed(options: TrainOptions) -> dict[str, Any]:
+    """The options that decide what is computed."""
+    return {name: value for name, value in asdict(options).items() if name not in _FREE}
+
+
 def check_same_run(content: dict[str, Any], options: TrainOptions) -> None:
     """Raises :class:`CheckpointError` where ``options`` are not those of the checkpoint's run, naming each."""
-    of_run, asked = content["options"], asdict(options)
+    of_run = content["options"]
     differ = [
-        f"{name} {of_run.get(name)!r} there, {asked[name]!r} here"
-        for name in asked
-        if name not in _FREE and of_run.get(name) != asked[name]
+        f"{name} {of_run.get(name)!r} there, {value!r} here"
+        for name, value in computed(options).items()
+        if of_run.get(name) != value
     ]
     if differ:
         raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differ)}")
@@ -137,6 +156,10 @@ def resume(trainer: Trainer, content: dict[str, Any]) -> None:
         raise CheckpointError(
             f"the checkpoint is of a run of {wrote} processes, this one has {trainer.processes.count}"
         )
+    own = {"data": fingerprint(trainer.data), "precision": trainer.precision}
+    differ = [f"{name} {content[name]} there, {value} here" for name, value in own.items() if content[name] != value]
+    if differ:
+        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differ)}")
     _check_weights(trainer.model, content["model"])
     trainer.load_state(content)
 
@@ -169,9 +192,12 @@ def load_model(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | 
     """
     file = Path(path).expanduser()
     content = read(file / NAME if file.is_dir() else file)
-    options = TrainOptions(**content["options"])
-    folder = data_dir if data_dir is not None else options.data_dir
-    model = build(load(options.data, folder), options)
+    try:
+        options = TrainOptions(**content["options"])
+        folder = data_dir if data_dir is not None else options.data_dir
+        model = build(load(options.data, folder), options)
+    except OptionError as error:
+        raise CheckpointError(f"the checkpoint's options are not this snnfast's: {error}") from error
     _check_weights(model, content["model"])
     model.load_state_dict(content["model"])
     return model.eval()

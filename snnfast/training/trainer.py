@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -277,7 +278,7 @@ class Trainer:
         was_training = self.model.training
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        size = self.options.batch_size
+        size = self.options.batch_size // self.processes.count
         for start in range(self.processes.rank * size, len(split), self.processes.count * size):
             images, labels = split[slice(start, start + size)]
             with self._autocast():
@@ -346,6 +347,8 @@ class Trainer:
             "random": self._read_random() if self._is_drawing else self._random,
         }
         return {
+            "data": fingerprint(self.data),
+            "precision": self.precision,
             "gamma": self.gamma,
             "lr": self.lr,
             "model": self.model.state_dict(),
@@ -373,6 +376,15 @@ class Trainer:
         self._random = own["random"]
         self.history = [StepRecord(int(step), int(epoch), *rest) for step, epoch, *rest in state["history"].tolist()]
         self.evaluations = [Evaluation(*values) for values in state["evaluations"]]
+
+
+def fingerprint(data: ImageData) -> str:
+    """A data set in words that differ for another one: the counts of images and a checksum of pixels and labels."""
+    checksum = 0
+    for split in (data.train, data.test):
+        for tensor in (split.images, split.labels):
+            checksum = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), checksum)
+    return f"{data.name}, {len(data.train)} and {len(data.test)} images, checksum {checksum:08x}"
 
 
 def build(data: ImageData, options: TrainOptions) -> nn.Module:
