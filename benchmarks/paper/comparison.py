@@ -12,6 +12,7 @@ from . import experiment
 from .experiment import Context, Outcome, Plot, Table, Verdict
 from .workbench import (
     COLOURS,
+    SERIES,
     accuracies,
     beside_the_paper,
     dress,
@@ -21,7 +22,7 @@ from .workbench import (
     network,
     sharpen,
     train_model,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,8 +112,8 @@ def measure(settings: Settings, context: Context) -> Measured:
     )  # fmt: skip
 
 
-def curves(measured: Measured) -> tuple[Table, Plot]:
-    """Accuracies over the steps at inference, as a table and as a plot."""
+def curves(settings: Settings, measured: Measured) -> tuple[Table, Plot]:
+    """Accuracies over the steps at inference, as a table and as a plot with the paper's own number in it."""
     rows = [
         *([TRAINED, steps, accuracy] for steps, accuracy in measured.trained.items()),
         *([CONVERTED, steps, accuracy] for steps, accuracy in measured.converted.items()),
@@ -121,7 +122,7 @@ def curves(measured: Measured) -> tuple[Table, Plot]:
     title = "Accuracy over the steps at inference"
     return (
         Table("accuracies", f"{title}, 0 to 1", ("network", "inference steps", "accuracy"), rows),
-        Plot("accuracies", f"{title}: trained directly, and converted from the ANN twin", _drawing(measured)),
+        Plot("accuracies", f"{title}: trained directly, and converted from the ANN twin", _drawing(settings, measured)),
     )
 
 
@@ -145,7 +146,7 @@ def outcome(settings: Settings, measured: Measured) -> Outcome:
         ),
         [OURS, f"{settings.model}, ANN", 100 * measured.twin, None, None, train, epochs, test],
     ]  # fmt: skip
-    table, plot = curves(measured)
+    table, plot = curves(settings, measured)
     return Outcome(
         [beside_the_paper(settings.paper, ours), table], [plot], verdicts(measured, at, settings.wanted), measured.notes
     )
@@ -200,7 +201,7 @@ def steps_to_within(accuracy: Mapping[int, float], points: float) -> int:
     return reached
 
 
-def _drawing(measured: Measured) -> Any:
+def _drawing(settings: Settings, measured: Measured) -> Any:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for label, accuracy, colour in (
@@ -210,6 +211,12 @@ def _drawing(measured: Measured) -> Any:
             axes.plot(
                 list(accuracy), [100 * value for value in accuracy.values()], marker="o", markersize=4, color=colour,
                 label=label,
+            )  # fmt: skip
+        if settings.paper:
+            name, method, accuracy = settings.paper[-1][:3]
+            axes.plot(
+                [settings.evaluated], [accuracy], marker="*", markersize=11, linestyle="", color=SERIES[-1],
+                label=f"{name}: {method}",
             )  # fmt: skip
         axes.axhline(100 * measured.twin, color=COLOURS["ann"], linestyle="--", label="ANN twin")
         log_steps(axes, [*measured.trained, *measured.converted])

@@ -18,7 +18,7 @@ from .workbench import (
     network,
     paper_line,
     train_model,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
