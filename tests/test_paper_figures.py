@@ -204,11 +204,12 @@ def test_tables_2_and_3_have_the_papers_rows_and_ours(measured: comparison.Measu
 
 def test_verdicts_of_tables_2_and_3() -> None:
     def made(trained: float, converted: float) -> list[bool]:
-        found = comparison.Measured({20: trained}, {20: converted}, 0.9, ())
+        found = comparison.Measured({20: trained}, {20: converted}, 0.9, 10, ())
         return [verdict.shown for verdict in comparison.verdicts(found, 20, 90.2)]
 
-    assert made(0.902, 0.901) == [True, True]
-    assert made(0.901, 0.901) == [False, False]
+    assert made(0.902, 0.901) == [True, True, True]
+    assert made(0.2, 0.2) == [True, False, False]
+    assert made(0.199, 0.1) == [False, True, False]
 
 
 def test_steps_to_within_a_point() -> None:
@@ -219,8 +220,8 @@ def test_steps_to_within_a_point() -> None:
 
 def test_the_claim_on_steps() -> None:
     trained = {1: 0.1, 4: 0.98, 40: 0.98}
-    assert claims.verdicts(trained, {1: 0.1, 39: 0.5, 40: 0.98, 1000: 0.98})[0].shown
-    assert not claims.verdicts(trained, {1: 0.1, 38: 0.5, 39: 0.98, 1000: 0.98})[0].shown
+    assert comparison.steps_verdict(trained, {1: 0.1, 39: 0.5, 40: 0.98, 1000: 0.98}, "net").shown
+    assert not comparison.steps_verdict(trained, {1: 0.1, 38: 0.5, 39: 0.98, 1000: 0.98}, "net").shown
 
 
 def test_claims_gathers_what_other_experiments_found(measured: comparison.Measured, tmp_path: Path,
