@@ -39,7 +39,7 @@ SETTINGS = {
     "small": Settings(
         data="cifar10", train=2500, test=400, size=16, model="resnet50", options={"width": 8},
         evaluated=40, paper=PAPER, training={"epochs": 6, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
-        tuning=(4, 16), converted_test=100,
+        tuning=(4, 16), converted_test=50,
     ),
     "full": Settings(
         data="cifar100", model="resnet50", evaluated=40, paper=PAPER, wanted=WANTED,
