@@ -157,8 +157,8 @@ def outcome(settings: Settings, measured: Measured) -> Outcome:
         steps_verdict(measured.trained, measured.converted, settings.model),
     ]
     after = (
-        "The verdicts on learning, on the twin's accuracy and on steps to within a point were added to this table after "
-        "a first run at small scale, whose images and epochs were changed for time and for learning."
+        "The verdicts on learning, on the twin's accuracy and on steps to within a point were added to this table "
+        "after a first run at small scale, whose images and epochs were changed for time and for learning."
     )
     return Outcome([beside_the_paper(settings.paper, ours), table], [plot], made, (*measured.notes, after))
 
