@@ -188,7 +188,11 @@ def test_an_interrupted_measuring_process_prints_no_traceback(tmp_path: Path) ->
     """Ctrl-C reaches the measuring process, which runs under another allocator, and the one that waits for it."""
     command = [sys.executable, "-P", "-m", "snnfast.benchmarks", "--quick", "--device", "cpu"]
     command += ["--worker", str(tmp_path / "results.json")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A test run in the background of a script ignores Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stderr is not None
     first = process.stderr.readline()  # a case was measured
     process.send_signal(signal.SIGINT)
