@@ -282,6 +282,11 @@ def test_resume_takes_the_options_of_the_run_and_evaluates_at_others(
     output = capsys.readouterr().out
     assert all(f"% at {steps} steps" in output for steps in (1, 3, 6))
     assert (finished / "history.csv").read_bytes() == before
+    accuracy = json.loads((finished / "summary.json").read_text())["test_accuracy"]
+    assert main(["train", "--resume", "--out", str(finished), "--eval-steps", "1"]) == 0
+    assert "% at 1 steps" in capsys.readouterr().out  # one that is not the training's says so
+    # The run's own result stays that at its own number of steps.
+    assert json.loads((finished / "summary.json").read_text())["test_accuracy"] == accuracy
     with (finished / "evaluations.csv").open() as file:
         rows = [(int(row["epoch"]), int(row["steps"])) for row in csv.DictReader(file)]
     assert rows == [(1, 3), (2, 3), (2, 1), (2, 6)]

@@ -31,7 +31,7 @@ class Run:
     """What came of a run: ``trainer.model``, trained, ``trainer.history``, and the test accuracy, 0 to 1.
 
     ``evaluations`` are those of the trained network, one for each of ``options.evaluated_steps``; ``test_accuracy`` is
-    that at the training's own step count, or at the first one.
+    that at the training's own step count.
     """
 
     trainer: Trainer
@@ -106,14 +106,15 @@ def train(options: TrainOptions, *, resume: bool = False) -> Run:
                 # From here on the folder is this run's: --resume goes on with it, and not with an earlier one.
                 files.save()
             evaluations = _train(trainer, files, board)
-        at_own = [found for found in evaluations if found.steps == options.steps] or evaluations
-        run = Run(trainer, at_own[0].accuracy, folder, tuple(evaluations))
+        # The last epoch's, which is there whatever step counts were asked for.
+        at_own = [found for found in trainer.evaluations if found.steps == options.steps]
+        run = Run(trainer, at_own[-1].accuracy, folder, tuple(evaluations))
         files.save()
         if processes.first:
             folder.write_json("summary.json", summary(run))
     seconds = sum(record.seconds for record in trainer.history)
     for found in evaluations:
-        at = "" if len(evaluations) == 1 else f" at {found.steps} steps"
+        at = "" if options.evaluated_steps == (options.steps,) else f" at {found.steps} steps"
         say(f"test accuracy {found.accuracy:.2%}{at} ({found.images} images) after {seconds:.1f} s of training steps")
     say(folder.where())
     return run
