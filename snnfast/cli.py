@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 _BENCH_HELP = "measure the layers against the loops and libraries they replace, on the devices present"
-_OK, _FAILED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+_OK, _FAILED, _USAGE, _INTERRUPTED, _NO_READER = 0, 1, 2, 130, 141
 
 
 class _UsageError(Exception):
@@ -29,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with ``argv`` (default: the process's arguments).
 
     Returns its exit code: 0; 1 where training diverged or compared results differ; 2 for wrong arguments, missing
-    data or an output folder that cannot be written, said in one line on stderr; 130 when interrupted. An error that
-    is not the user's is raised.
+    data or an output folder that cannot be written, said in one line on stderr; 130 when interrupted; 141 where
+    nobody reads the output any more, as under ``| head``. An error that is not the user's is raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -56,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsnnfast: interrupted", file=sys.stderr)
         return _INTERRUPTED
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:  # what is still buffered would fail again as Python exits
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return _NO_READER
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -68,12 +68,12 @@ def test_compare_prints_both_speed_ups(
 
 
 WRONG = {
-    "--steps 0": "steps must be an integer of at least 1, got 0",
+    "--steps 0": "steps must be an integer of at least 1 and at most 2147483647, got 0",
     "--steps ten": "argument --steps: invalid int value: 'ten'",
     "--epochs 0": "epochs must be an integer of at least 1, got 0",
     "--batch-size 0": "batch_size must be an integer of at least 1, got 0",
     "--batch-size 2000": "batch_size must be at most the 1442 training images of digits, got 2000",
-    "--eval-steps 10,0": "eval_steps must be an integer of at least 1, got 0",
+    "--eval-steps 10,0": "eval_steps must be an integer of at least 1 and at most 2147483647, got 0",
     "--eval-steps 10;20": "argument --eval-steps: must be one or more integers, T or T,T,..., got '10;20'",
     "--lr 0": "lr must be a finite number above 0, or 'find', got 0.0",
     "--lr nan": "lr must be a finite number above 0, or 'find', got nan",

@@ -83,16 +83,17 @@ def test_figure_3_has_a_curve_for_each_sharpness() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratios", "evaluations", "shown"),
+    ("ratios", "evaluations", "found", "shown"),
     [
-        ((3.0, 1 / 3, 0.9), 25, (True, True, True, True)),
-        ((2.9, 0.34, 1.11), 26, (False, False, False, False)),
-        ((10.0, 0.0, 1.1), 1, (True, True, True, True)),
-        ((10.0, 0.0, 0.89), 1, (True, True, False, True)),
+        ((3.0, 1 / 3, 0.9), 25, 1.0499, (True, True, True, True)),
+        ((2.9, 0.34, 1.11), 26, 1.0, (False, False, False, False)),
+        ((10.0, 0.0, 1.1), 1, 0.9501, (True, True, True, True)),
+        ((10.0, 0.0, 0.89), 1, 0.94, (True, True, False, False)),
     ],
 )
-def test_figure_3_verdicts(ratios: tuple[float, ...], evaluations: int, shown: tuple[bool, ...]) -> None:
-    made = fig3.verdicts(dict(zip(("1", "100", "tuned"), ratios, strict=True)), evaluations, 2.0)
+def test_figure_3_verdicts(ratios: tuple[float, ...], evaluations: int, found: float, shown: tuple[bool, ...]) -> None:
+    search = SimpleNamespace(gamma=2.0, ratio=found, gammas=(2.0,) * evaluations)
+    made = fig3.verdicts(dict(zip(("1", "100", "tuned"), ratios, strict=True)), search)
     assert tuple(verdict.shown for verdict in made) == shown
 
 
@@ -247,10 +248,11 @@ def test_the_claim_on_steps() -> None:
 def test_claims_gathers_what_other_experiments_found(measured: comparison.Measured, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(comparison, "measure", lambda settings, context: measured)
+    empty = {"title": "", "place": "", "notes": [], "tables": [], "plots": []}
     for name, scale, shown in (("fig3", "small", True), ("fig4", "full", True), ("fig5", "small", False)):
         (tmp_path / name).mkdir()
         verdict = {"claim": f"claim of {name}", "shown": shown, "measured": "7", "paper": ""}
-        (tmp_path / name / "result.json").write_text(json.dumps({"scale": scale, "verdicts": [verdict]}))
+        (tmp_path / name / "result.json").write_text(json.dumps({**empty, "scale": scale, "verdicts": [verdict]}))
     (tmp_path / "fig6").mkdir()
     (tmp_path / "fig6" / "result.json").write_text("half of a file")
     outcome = claims.measure(MINIATURE, Context("small", None, CONTEXT.device, print, str(tmp_path)))

@@ -219,6 +219,8 @@ def test_what_is_no_result_is_not_read(tmp_path: Path) -> None:
     assert files.read(tmp_path) is None
     (tmp_path / "result.json").write_text("{")
     assert files.read(tmp_path) is None
+    (tmp_path / "result.json").write_text('{"verdicts": []}')
+    assert files.read(tmp_path) is None
     assert "Not run" in page.index(tmp_path, ("fig3",))
 
 

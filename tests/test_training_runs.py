@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from snnfast.training import (
     TrainOptions,
     checkpoints,
 )
+from snnfast.training.output import OutputFolder
 
 CPU = torch.device("cpu")
 PLAIN = TrainOptions(
@@ -144,6 +147,19 @@ def test_two_trainers_go_on_from_one_state_on_their_own() -> None:
     second.fit()
     for trainer in (first, second):
         assert [record.loss for record in trainer.history] == [record.loss for record in whole.history]
+
+
+def test_no_step_is_taken_after_the_last_and_the_first_finds_the_rate() -> None:
+    for schedule in ("one-cycle", "constant"):
+        trainer = Trainer(data.load("digits"), replace(PLAIN, epochs=1, lr="find", schedule=schedule), CPU)
+        batches = list(trainer.epoch_batches())
+        for batch in batches:
+            trainer.step(*batch)
+        weights = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        with pytest.raises(ValueError, match="the run is at its end, after step 6 of 6"):
+            trainer.step(*batches[0])
+        assert all(map(torch.equal, weights, trainer.model.parameters()))
+        assert len(trainer.history) == 6
 
 
 def test_a_given_model_is_trained_and_the_random_state_left_alone() -> None:
@@ -301,6 +317,74 @@ def test_a_new_run_keeps_the_checkpoint_of_the_one_before(tmp_path: Path, capsys
     assert "the checkpoint of an earlier run is now checkpoint-previous.pt" in capsys.readouterr().out
 
 
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run([*COMMAND, "--epochs", "200", "--checkpoint-every", "0"], tmp_path)
+    while not (tmp_path / checkpoints.NAME).exists() and first.poll() is None:
+        time.sleep(0.01)
+    try:
+        for resume in ([], ["--resume"]):
+            assert main([*COMMAND, "--epochs", "200", *resume, "--out", str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert "is another run's, which is still going: wait, or name another" in error
+            assert error.count("\n") == 1
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    assert main([*COMMAND, "--epochs", "1", "--out", str(tmp_path)]) == 0
+
+
+def test_a_run_whose_output_nobody_reads_ends_without_a_traceback(tmp_path: Path) -> None:
+    process = run([*COMMAND, "--epochs", "200"], tmp_path)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert (process.wait(), errors) == (141, "")
+
+
+def test_other_images_are_refused_on_resume(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / checkpoints.NAME).write_bytes((finished / checkpoints.NAME).read_bytes())
+    digits = data.load("digits")
+    test = replace(digits.test, labels=digits.test.labels.flip(0))
+    monkeypatch.setattr(importlib.import_module("snnfast.training.run"), "load", lambda *_: replace(digits, test=test))
+    message = r"of another run: data digits, 1442 and 355 images, checksum \w{8} there, digits, 1442 and 355 images, "
+    with pytest.raises(CheckpointError, match=message):
+        training.train(replace(PLAIN, out=str(tmp_path)), resume=True)
+
+
+def test_another_precision_is_refused_on_resume(finished: Path, tmp_path: Path) -> None:
+    rewritten(finished, tmp_path, precision="bfloat16")
+    with pytest.raises(CheckpointError, match="of another run: precision bfloat16 there, float32 here"):
+        training.train(replace(PLAIN, out=str(tmp_path)), resume=True)
+
+
+def test_a_run_that_ends_before_its_first_epoch_has_taken_the_folder(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / checkpoints.NAME).write_bytes((finished / checkpoints.NAME).read_bytes())
+
+    def interrupted(self: Trainer, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(replace(PLAIN, seed=5, checkpoint_every=60, out=str(tmp_path)))
+    kept = checkpoints.read(tmp_path / checkpoints.NAME)
+    assert (kept["options"]["seed"], len(kept["history"])) == (5, 0)
+    assert len(checkpoints.read(tmp_path / checkpoints.PREVIOUS)["history"]) == 12
+
+
+def test_processes_with_different_options_are_refused() -> None:
+    class Two(training.Processes):
+        def gathered(self, value: TrainOptions) -> list[TrainOptions]:
+            return [value, replace(value, epochs=3, out="elsewhere")]
+
+    run_module = importlib.import_module("snnfast.training.run")
+    with pytest.raises(OptionError, match=r"all processes must be given the same options, got epochs 2, 3$"):
+        run_module._check_equal_options(PLAIN, Two(0, 2))
+
+
 REFUSED = {
     "another model": (["--model", "resnet11"], "model 'plain_net' there, 'resnet11' here"),
     "other options": (
@@ -361,7 +445,7 @@ def damaged(finished: Path, folder: Path, what: str) -> None:
 DAMAGED = {
     "truncated": "is truncated, damaged or no checkpoint",
     "one bit of a weight": "is truncated, damaged or no checkpoint",
-    "parts missing": "is not one that `snnfast train` wrote: no gamma, lr, model, ",
+    "parts missing": "is not one that `snnfast train` wrote: no data, precision, gamma, lr, model, ",
     "empty": "(0 bytes) is truncated, damaged or no checkpoint",
     "text": "is truncated, damaged or no checkpoint",
     "code": "is truncated, damaged or no checkpoint",
@@ -402,21 +486,21 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> 
     assert torch.isfinite(kept["history"]).all()
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     trainer = Trainer(data.load("digits"), PLAIN, CPU)
     path = tmp_path / checkpoints.NAME
     checkpoints.save(trainer, path)
     before = path.read_bytes()
 
-    def full(content: object, file: object) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before it, if any, is still there"):
-        checkpoints.save(trainer, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutputError, match="written: File too large; the checkpoint before it, if any, is still"):
+            checkpoints.save(trainer, path)
+        with pytest.raises(OutputError, match=r"history\.csv cannot be written: File too large"):
+            OutputFolder(tmp_path).write_json("history.csv", {"long": len(before) * "x"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -47,7 +47,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
     """Trained against converted, and what the other figures in the context's folder found."""
     measured = comparison.measure(settings, context)
     own = verdicts(measured.trained, measured.converted)
-    table, plot = comparison.curves(measured)
+    table, plot = comparison.curves(settings, measured)
     found = {"claims": [_plain(verdict) for verdict in own], **gathered(context.folder, context.scale)}
     rows = [
         [verdict["claim"], _word(verdict["shown"]), verdict["measured"], name]

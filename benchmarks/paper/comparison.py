@@ -10,7 +10,7 @@ from snnfast.convert import to_spiking
 
 from . import experiment
 from .experiment import Context, Outcome, Plot, Table, Verdict
-from .workbench import COLOURS, accuracies, dress, images_of, in_words, log_steps, network, sharpen, train_model
+from .workbench import COLOURS, SERIES, accuracies, dress, images_of, in_words, log_steps, network, sharpen, train_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,8 +84,8 @@ def measure(settings: Settings, context: Context) -> Measured:
     return Measured(trained, converted, twin_accuracy, notes)
 
 
-def curves(measured: Measured) -> tuple[Table, Plot]:
-    """Accuracies over the steps at inference, as a table and as a plot."""
+def curves(settings: Settings, measured: Measured) -> tuple[Table, Plot]:
+    """Accuracies over the steps at inference, as a table and as a plot with the paper's own number in it."""
     rows = [
         *([TRAINED, steps, accuracy] for steps, accuracy in measured.trained.items()),
         *([CONVERTED, steps, accuracy] for steps, accuracy in measured.converted.items()),
@@ -94,7 +94,7 @@ def curves(measured: Measured) -> tuple[Table, Plot]:
     title = "Accuracy over the steps at inference"
     return (
         Table("accuracies", f"{title}, 0 to 1", ("network", "inference steps", "accuracy"), rows),
-        Plot("accuracies", f"{title}: trained directly, and converted from the ANN twin", _drawing(measured)),
+        Plot("accuracies", f"{title}: trained directly, and converted from the ANN twin", _drawing(settings, measured)),
     )
 
 
@@ -114,7 +114,7 @@ def outcome(settings: Settings, measured: Measured) -> Outcome:
         [OURS, f"{settings.model}, ANN", 100 * measured.twin, "here"],
     ]  # fmt: skip
     rows = [[*row, "the paper"] for row in settings.paper] + ours
-    table, plot = curves(measured)
+    table, plot = curves(settings, measured)
     comparison = Table(
         "comparison", "Test accuracy, %, beside the paper's table", ("model", "method", "accuracy", "source"), rows
     )
@@ -157,7 +157,7 @@ def steps_to_within(accuracy: Mapping[int, float], points: float) -> int:
     return reached
 
 
-def _drawing(measured: Measured) -> Any:
+def _drawing(settings: Settings, measured: Measured) -> Any:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for label, accuracy, colour in (
@@ -167,6 +167,12 @@ def _drawing(measured: Measured) -> Any:
             axes.plot(
                 list(accuracy), [100 * value for value in accuracy.values()], marker="o", markersize=4, color=colour,
                 label=label,
+            )  # fmt: skip
+        if settings.paper:
+            name, method, accuracy = settings.paper[-1]
+            axes.plot(
+                [settings.evaluated], [accuracy], marker="*", markersize=11, linestyle="", color=SERIES[-1],
+                label=f"{name}: {method}",
             )  # fmt: skip
         axes.axhline(100 * measured.twin, color=COLOURS["ann"], linestyle="--", label="ANN twin")
         log_steps(axes, [*measured.trained, *measured.converted])

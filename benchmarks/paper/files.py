@@ -16,6 +16,7 @@ from snnfast.training.output import OutputFolder
 from .experiment import Experiment, Outcome, Plot, Table
 
 RESULT = "result.json"
+_KEYS = {"title", "place", "verdicts", "notes", "tables", "plots"}
 
 
 def write(folder: OutputFolder, experiment: Experiment, outcome: Outcome, about: dict[str, Any]) -> list[str]:
@@ -77,7 +78,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) and "verdicts" in result else None
+    return result if isinstance(result, dict) and result.keys() >= _KEYS else None
 
 
 def inline(svg: str, prefix: str) -> str:
@@ -86,4 +87,6 @@ def inline(svg: str, prefix: str) -> str:
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', element)
     element = re.sub(r'(xlink:href="|href=")#', rf"\g<1>#{prefix}-", element)
+    # What matplotlib says of all elements is for its own.
+    element = element.replace("*{stroke-", "figure svg *{stroke-")
     return re.sub(r"url\(#", f"url(#{prefix}-", element)

@@ -16,7 +16,6 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6eaef; --soft: #9aa5b1; --line: #313a45; --paper: #14181d; --card: #1b2027; --good: #4cc38a;
           --bad: #ff8a80; }
-  figure svg { filter: invert(0.92) hue-rotate(180deg); }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
@@ -27,7 +26,8 @@ section { border: 1px solid var(--line); border-radius: 10px; background: var(--
           margin-top: 1.5rem; }
 .side { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1.5rem; align-items: start; }
 @media (max-width: 56rem) { .side { grid-template-columns: minmax(0, 1fr); } }
-figure { margin: 0 0 1rem; } figure svg { width: 100%; height: auto; } figcaption { font-size: .9rem; }
+figure { margin: 0 0 1rem; } figure svg { width: 100%; height: auto; background: #fefefe; border-radius: 6px; }
+figcaption { font-size: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from snnfast.data import DataError, load
 from snnfast.training.options import OptionError, check_threads, choose_device
 from snnfast.training.output import OutputError, OutputFolder
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown table or figure {parsed.name!r}; known: {', '.join((*NAMES, ALL))}")
         experiments = [_experiment(name) for name in names]
         out = OutputFolder(parsed.out)
+        for one in experiments:
+            OutputFolder(out.path / one.name)
         for data_set in dict.fromkeys(need for one in experiments for need in one.needs(parsed.scale)):
             load(data_set, parsed.data_dir)
     except (UsageError, OptionError, OutputError, DataError) as error:
@@ -121,7 +125,9 @@ def _run(experiments: Sequence[Experiment], context: Context, out: OutputFolder,
 
 def _one(experiment: Experiment, context: Context, out: OutputFolder, command: str) -> Sequence[Verdict]:
     begin = time.monotonic()
-    outcome = experiment.run(context)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # nothing depends on what ran before
+        outcome = experiment.run(context)
     seconds = time.monotonic() - begin
     described = machine.describe(context.device)
     about = {

@@ -15,9 +15,9 @@ WANTED = 58.5
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=4000, test=400, size=8, model="resnet50", options={"width": 8},
-        evaluated=40, paper=PAPER, training={"epochs": 5, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
-        tuning=(4, 16), converted_test=200,
+        data="cifar10", train=2500, test=400, size=16, model="resnet50", options={"width": 8},
+        evaluated=40, paper=PAPER, training={"epochs": 6, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
+        tuning=(4, 16), converted_test=100,
     ),
     "full": Settings(
         data="cifar100", model="resnet50", evaluated=40, paper=PAPER, wanted=WANTED,

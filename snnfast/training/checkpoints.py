@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,32 @@ from torch import nn
 
 import snnfast
 from snnfast.data import load
-from snnfast.training.options import TrainOptions
+from snnfast.training.options import OptionError, TrainOptions
 from snnfast.training.output import OutputError
-from snnfast.training.trainer import Trainer, build
+from snnfast.training.trainer import Trainer, build, fingerprint
 
 FORMAT = 1
 """Of the file; raised when an older snnfast could not read what a newer one writes."""
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 
-_PARTS = ("options", "gamma", "lr", "model", "optimizer", "schedule", "order", "processes", "history", "evaluations")
+_PARTS = (
+    "options",
+    "data",
+    "precision",
+    "gamma",
+    "lr",
+    "model",
+    "optimizer",
+    "schedule",
+    "order",
+    "processes",
+    "history",
+    "evaluations",
+)
 
-# What may differ from the run that is gone on with: none of it changes what is computed.
+# What may differ from the run that is gone on with: none of it changes what is computed, but for the last bits of sums
+# on another device or number of threads.
 _FREE = ("data_dir", "device", "threads", "out", "eval_steps", "checkpoint_every", "tensorboard")
 
 
@@ -46,9 +61,12 @@ def save(trainer: Trainer, path: Path, *, keep_previous: bool = False) -> bool:
     options = asdict(trainer.options)
     content = {"format": FORMAT, "snnfast": snnfast.__version__, "options": options, **state}
     partial = path.with_name(f".{path.name}.partial")
+    # In memory first: of a full disk, torch says that a position is unexpected.
+    whole = io.BytesIO()
+    torch.save(content, whole)
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         moved = keep_previous and path.exists()
@@ -56,10 +74,11 @@ def save(trainer: Trainer, path: Path, *, keep_previous: bool = False) -> bool:
             path.replace(path.with_name(PREVIOUS))
         partial.replace(path)
         return moved
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         kept = "the checkpoint before it, if any, is still there"
-        raise OutputError(f"{path} cannot be written: {error}; {kept}") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; {kept}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -112,13 +131,18 @@ def options_of(content: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
     return options
 
 
+def computed(options: TrainOptions) -> dict[str, Any]:
+    """The options that decide what is computed."""
+    return {name: value for name, value in asdict(options).items() if name not in _FREE}
+
+
 def check_same_run(content: dict[str, Any], options: TrainOptions) -> None:
     """Raises :class:`CheckpointError` where ``options`` are not those of the checkpoint's run, naming each."""
-    of_run, asked = content["options"], asdict(options)
+    of_run = content["options"]
     differ = [
-        f"{name} {of_run.get(name)!r} there, {asked[name]!r} here"
-        for name in asked
-        if name not in _FREE and of_run.get(name) != asked[name]
+        f"{name} {of_run.get(name)!r} there, {value!r} here"
+        for name, value in computed(options).items()
+        if of_run.get(name) != value
     ]
     if differ:
         raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differ)}")
@@ -132,6 +156,10 @@ def resume(trainer: Trainer, content: dict[str, Any]) -> None:
         raise CheckpointError(
             f"the checkpoint is of a run of {wrote} processes, this one has {trainer.processes.count}"
         )
+    own = {"data": fingerprint(trainer.data), "precision": trainer.precision}
+    differ = [f"{name} {content[name]} there, {value} here" for name, value in own.items() if content[name] != value]
+    if differ:
+        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differ)}")
     _check_weights(trainer.model, content["model"])
     trainer.load_state(content)
 
@@ -164,9 +192,12 @@ def load_model(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | 
     """
     file = Path(path).expanduser()
     content = read(file / NAME if file.is_dir() else file)
-    options = TrainOptions(**content["options"])
-    folder = data_dir if data_dir is not None else options.data_dir
-    model = build(load(options.data, folder), options)
+    try:
+        options = TrainOptions(**content["options"])
+        folder = data_dir if data_dir is not None else options.data_dir
+        model = build(load(options.data, folder), options)
+    except OptionError as error:
+        raise CheckpointError(f"the checkpoint's options are not this snnfast's: {error}") from error
     _check_weights(model, content["model"])
     model.load_state_dict(content["model"])
     return model.eval()

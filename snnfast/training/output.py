@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,29 @@ class OutputFolder:
             raise OutputError(
                 f"output folder {str(self.path)!r} cannot be written: {error.strerror or error}"
             ) from error
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it no other run can hold the folder, which raises :class:`OutputError`; it ends with the process.
+
+        Two runs would write the same files, each over what the other has half written.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"output folder {str(self.path)!r} cannot be read: {error.strerror or error}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"output folder {str(self.path)!r} is another run's, which is still going: wait, or name another"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(descriptor)
 
     def write_records(self, name: str, records: Sequence[Any]) -> None:
         """``records``, dataclasses of one kind, as the CSV file ``name``: a line each, numbers in full precision.
@@ -61,6 +86,8 @@ class OutputFolder:
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.path / name)
         except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
             raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
         self.note(name)
 

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from snnfast.data import ImageData, load
 from snnfast.training import checkpoints
 from snnfast.training.implementations import room_for_compilations
 from snnfast.training.logs import Board
-from snnfast.training.options import TrainOptions, choose_device
+from snnfast.training.options import OptionError, TrainOptions, choose_device
 from snnfast.training.output import OutputFolder
 from snnfast.training.processes import Processes, joined
 from snnfast.training.progress import Progress
@@ -53,7 +53,7 @@ def prepared(
     device = choose_device(options.device) if device is None else device
     data = load(options.data, options.data_dir)
     folder = OutputFolder(options.out)
-    with reproducible(options.threads):
+    with folder.held() if processes.first else nullcontext(), reproducible(options.threads):
         if processes.first:
             _say_what(options, data, device, processes)
         yield data.to(device), device, folder
@@ -95,12 +95,16 @@ def train(options: TrainOptions, *, resume: bool = False) -> Run:
         room_for_compilations(options.layer),
     ):
         say = print if processes.first else _silent
+        _check_equal_options(options, processes)
         trainer = Trainer(data, options, device, processes=processes)
         files = _Files(trainer, folder, say)
         with Board(options.tensorboard and processes.first, folder.path) as board:
             files.begin(resume)
             say(f"model   {options.model}, {_parameters(trainer)} parameters; {_neuron(trainer)}", flush=True)
             trainer.tune(say)
+            if not trainer.history:
+                # From here on the folder is this run's: --resume goes on with it, and not with an earlier one.
+                files.save()
             evaluations = _train(trainer, files, board)
         at_own = [found for found in evaluations if found.steps == options.steps] or evaluations
         run = Run(trainer, at_own[0].accuracy, folder, tuple(evaluations))
@@ -190,6 +194,15 @@ class _Files:
         if self._trainer.processes.first:
             self._folder.write_records("history.csv", self._trainer.history)
             self._folder.write_records("evaluations.csv", self._trainer.evaluations)
+
+
+def _check_equal_options(options: TrainOptions, processes: Processes) -> None:
+    """Raises :class:`OptionError` where the processes were given different options that decide what is computed."""
+    found = [checkpoints.computed(one) for one in processes.gathered(options)]
+    differ = [name for name in found[0] if any(one[name] != found[0][name] for one in found)]
+    if differ:
+        values = "; ".join(f"{name} {', '.join(repr(one[name]) for one in found)}" for name in differ)
+        raise OptionError(f"all processes must be given the same options, got {values}")
 
 
 def _silent(*_: Any, **__: Any) -> None:

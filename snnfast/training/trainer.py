@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -187,8 +189,11 @@ class Trainer:
         self._trained: nn.Module = self.model
         if self.processes.count > 1:
             models.synchronize(self.model)
-            # Synchronized statistics are the same in every process: there is nothing to send before each step.
-            self._trained = DistributedDataParallel(self.model, broadcast_buffers=False)
+            # Synchronized statistics are the same in every process: there is nothing to send before each step. torch
+            # has called that argument by two names.
+            names = inspect.signature(DistributedDataParallel.__init__).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            self._trained = DistributedDataParallel(self.model, **{name: False})
 
     def fit(
         self,
@@ -226,7 +231,13 @@ class Trainer:
             yield images if augment is None else augment(images, self.augmentation), labels
 
     def step(self, images: Tensor, labels: Tensor) -> StepRecord:
-        """One training step: forward, backward, update; recorded in ``history``. Raises :class:`DivergedError`."""
+        """One training step: forward, backward, update; recorded in ``history``.
+
+        Raises :class:`DivergedError`; ValueError after the last step of the run; and what :meth:`tune` raises.
+        """
+        self.tune()
+        if len(self.history) >= self.total_steps:
+            raise ValueError(f"the run is at its end, after step {len(self.history)} of {self.total_steps}")
         lr = self.schedule.get_last_lr()[0]
         start = synchronized_time(self.device)
         self.optimizer.zero_grad()
@@ -267,7 +278,7 @@ class Trainer:
         was_training = self.model.training
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        size = self.options.batch_size
+        size = self.options.batch_size // self.processes.count
         for start in range(self.processes.rank * size, len(split), self.processes.count * size):
             images, labels = split[slice(start, start + size)]
             with self._autocast():
@@ -336,6 +347,8 @@ class Trainer:
             "random": self._read_random() if self._is_drawing else self._random,
         }
         return {
+            "data": fingerprint(self.data),
+            "precision": self.precision,
             "gamma": self.gamma,
             "lr": self.lr,
             "model": self.model.state_dict(),
@@ -363,6 +376,15 @@ class Trainer:
         self._random = own["random"]
         self.history = [StepRecord(int(step), int(epoch), *rest) for step, epoch, *rest in state["history"].tolist()]
         self.evaluations = [Evaluation(*values) for values in state["evaluations"]]
+
+
+def fingerprint(data: ImageData) -> str:
+    """A data set in words that differ for another one: the counts of images and a checksum of pixels and labels."""
+    checksum = 0
+    for split in (data.train, data.test):
+        for tensor in (split.images, split.labels):
+            checksum = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), checksum)
+    return f"{data.name}, {len(data.train)} and {len(data.test)} images, checksum {checksum:08x}"
 
 
 def build(data: ImageData, options: TrainOptions) -> nn.Module:
