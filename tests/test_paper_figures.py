@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -193,7 +193,9 @@ def test_table_1_has_the_papers_rows_and_ours() -> None:
     outcome = table1.measure(settings, CONTEXT)
     found = columns(outcome.tables[0])
     assert found["accuracy"][:4] == [97.2, 98.6, 99.59, 99.40]
-    assert found["model"][4:] == ["snnfast, 2 steps", "snnfast, 4 steps"]
+    assert found["inference steps"] == [None, None, None, 20, 2, 4]
+    assert found["trained steps"][3:] == [10, 2, 2]
+    assert (found["training images"][-1], found["epochs"][-1], found["test images"][-1]) == (96, 1, 40)
     assert columns(outcome.tables[1])["inference steps"] == [1, 2, 3, 4]
     draw(outcome)
     assert table1.verdicts(0.972, 20, 97.2)[0].shown
@@ -217,20 +219,54 @@ def test_tables_2_and_3_have_the_papers_rows_and_ours(measured: comparison.Measu
     found = columns(outcome.tables[0])
     papers = [row for row in zip(found["accuracy"], found["source"], strict=True) if row[1] == "the paper"]
     assert papers[-1][0] == last == table.SETTINGS["full"].wanted
-    assert found["source"].count("here") == 4
+    ours = found["source"].index("here")
+    assert found["source"][ours:] == ["here"] * 4
+    assert found["inference steps"][ours:] == [4, 4, 8, None]
+    assert found["test images"][ours:] == [40, 20, 20, 40]  # the converted network sees a part
     curves = columns(outcome.tables[1])
     assert curves["network"] == ["trained"] * 4 + ["converted"] * 3 + ["ANN twin"]
     assert curves["inference steps"] == [1, 2, 3, 4, 1, 4, 8, None]
     draw(outcome)
 
 
-def test_verdicts_of_tables_2_and_3() -> None:
-    def made(trained: float, converted: float) -> list[bool]:
-        found = comparison.Measured({20: trained}, {20: converted}, 0.9, ())
-        return [verdict.shown for verdict in comparison.verdicts(found, 20, 90.2)]
+def test_table_3_measures_a_second_data_set_where_it_is_there(
+    measured: comparison.Measured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(comparison, "measure", lambda settings, context: measured)
+    given = {field.name: getattr(MINIATURE, field.name) for field in fields(MINIATURE)}
+    both = table3.measure(table3.Settings(**given, besides=MINIATURE), CONTEXT)
+    names = ["comparison", "accuracies"]
+    assert [table.name for table in both.tables] == [*names, *(f"digits-{name}" for name in names)]
+    assert [plot.name for plot in both.plots] == ["accuracies", "digits-accuracies"]
+    assert [verdict.claim.startswith("digits: ") for verdict in both.verdicts] == [False] * 4 + [True] * 4
+    absent = table3.Settings(**given, besides=replace(MINIATURE, data="imagenette"))
+    alone = table3.measure(absent, replace(CONTEXT, data_dir=str(tmp_path)))
+    assert [table.name for table in alone.tables] == names
+    assert alone.notes[-1].startswith("imagenette is not measured: ")
 
-    assert made(0.902, 0.901) == [True, True]
-    assert made(0.901, 0.901) == [False, False]
+
+@pytest.mark.parametrize(
+    ("trained", "alike", "converted", "wanted", "shown"),
+    [
+        (0.902, 0.902, 0.901, 90.2, [True, True, True]),
+        (0.901, 0.901, 0.901, 90.2, [True, False, False]),
+        (0.9, 0.8, 0.85, 90.0, [True, False, True]),  # compared on the converted one's images
+        (0.72, 0.72, 0.5, None, [True, True, True]),  # nine tenths of the twin's 0.8
+        (0.719, 0.719, 0.5, None, [True, True, False]),
+        (0.2, 0.2, 0.1, 90.2, [True, True, False]),  # twice the tenth that guessing gives
+        (0.199, 0.199, 0.1, 90.2, [False, True, False]),
+    ],
+)
+def test_verdicts_of_tables_2_and_3(
+    trained: float, alike: float, converted: float, wanted: float | None, shown: list[bool]
+) -> None:
+    found = comparison.Measured({20: trained}, {20: converted}, 0.8, alike, 10)
+    assert [verdict.shown for verdict in comparison.verdicts(found, 20, wanted)] == shown
+
+
+def test_the_same_seed_gives_the_same_tables(measured: comparison.Measured) -> None:
+    assert comparison.measure(MINIATURE, CONTEXT) == measured
+    assert 0 <= measured.alike <= 1
 
 
 def test_steps_to_within_a_point() -> None:
@@ -241,8 +277,8 @@ def test_steps_to_within_a_point() -> None:
 
 def test_the_claim_on_steps() -> None:
     trained = {1: 0.1, 4: 0.98, 40: 0.98}
-    assert claims.verdicts(trained, {1: 0.1, 39: 0.5, 40: 0.98, 1000: 0.98})[0].shown
-    assert not claims.verdicts(trained, {1: 0.1, 38: 0.5, 39: 0.98, 1000: 0.98})[0].shown
+    assert comparison.steps_verdict(trained, {1: 0.1, 39: 0.5, 40: 0.98, 1000: 0.98}, "net").shown
+    assert not comparison.steps_verdict(trained, {1: 0.1, 38: 0.5, 39: 0.98, 1000: 0.98}, "net").shown
 
 
 def test_claims_gathers_what_other_experiments_found(measured: comparison.Measured, tmp_path: Path,

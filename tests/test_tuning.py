@@ -227,11 +227,13 @@ def test_layers_without_a_gradient_are_an_error() -> None:
 def test_a_model_with_too_few_spiking_layers_is_refused() -> None:
     none = nn.Linear(5, 3)
     one = nn.Sequential(nn.Unflatten(0, (1, -1)), sf.OverTime(nn.Linear(5, 3)), sf.IF(0.1), sf.Readout())
-    for function in (tuning.gradient_profile, tuning.tune_gamma, tuning.lr_range_test, tuning.normalize_thresholds):
+    for function in (tuning.gradient_profile, tuning.tune_gamma, tuning.normalize_thresholds):
         with pytest.raises(ValueError, match="the model has no spiking layer"):
             function(none, batches())
+    for function in (tuning.gradient_profile, tuning.tune_gamma, tuning.lr_range_test, tuning.normalize_thresholds):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
             function("model", batches())
+    assert tuning.lr_range_test(none, batches(), steps=2).rates  # an ANN twin has a learning rate, too
     with pytest.raises(ValueError, match="at least 2 spiking layers, got 1"):
         tuning.tune_gamma(one, batches())
     assert len(tuning.gradient_profile(one, batches()).values) == 1

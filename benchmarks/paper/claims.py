@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from . import comparison, files
-from .comparison import CONVERTED, TRAINED, Settings, steps_to_within
+from .comparison import CONVERTED, TRAINED, Settings, steps_verdict
 from .experiment import Context, Experiment, Outcome, Table, Verdict
 
-POINT, TIMES = 0.01, 10
-"""Bounds of the verdict, fixed before anything was measured: one point of accuracy, and how many times the steps."""
-
-FIGURES = ("fig3", "fig4", "fig5", "fig6")
+OTHERS = ("table2", "table3", "fig3", "fig4", "fig5", "fig6")
 
 CONCLUSIONS = (
     ("i) exploding and vanishing gradients can be solved by tuning the surrogate gradient's width", ("fig3", "fig5")),
@@ -44,20 +41,19 @@ SETTINGS = {
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
-    """Trained against converted, and what the other figures in the context's folder found."""
+    """Trained against converted, and what the other experiments in the context's folder found."""
     measured = comparison.measure(settings, context)
-    own = verdicts(measured.trained, measured.converted)
+    own = [steps_verdict(measured.trained, measured.converted, settings.model)]
     table, plot = comparison.curves(settings, measured)
     found = {"claims": [_plain(verdict) for verdict in own], **gathered(context.folder, context.scale)}
     rows = [
         [verdict["claim"], _word(verdict["shown"]), verdict["measured"], name]
         for name, of_name in found.items()
-        if name in ("claims", *FIGURES)
         for verdict in of_name
     ]
     rows += [
         ["", "not measured", f"snnfast reproduce {name} --scale {context.scale}", name]
-        for name in FIGURES
+        for name in OTHERS
         if name not in found
     ]
     return Outcome(
@@ -81,26 +77,11 @@ def measure(settings: Settings, context: Context) -> Outcome:
     )
 
 
-def verdicts(trained: Mapping[int, float], converted: Mapping[int, float]) -> list[Verdict]:
-    """Steps to within a point of each network's own final accuracy, that at the largest number of steps measured."""
-    few, many = steps_to_within(trained, POINT), steps_to_within(converted, POINT)
-    return [
-        Verdict(
-            f"the converted network needs at least {TIMES} times the steps of the trained one to come within 1 point "
-            "of its own final accuracy",
-            many >= TIMES * few,
-            f"{many} steps to {converted[max(converted)]:.2%} at {max(converted)} (converted), {few} to "
-            f"{trained[max(trained)]:.2%} at {max(trained)} (trained)",
-            "as low as 10 steps against on the order of 1000",
-        )
-    ]
-
-
 def gathered(folder: str | None, scale: str) -> dict[str, list[dict[str, Any]]]:
     """The verdicts of the results in ``folder`` that were measured at ``scale``, by experiment."""
     if folder is None:
         return {}
-    results = {name: files.read(Path(folder) / name) for name in (*FIGURES, "table2", "table3")}
+    results = {name: files.read(Path(folder) / name) for name in OTHERS}
     return {
         name: result["verdicts"]
         for name, result in results.items()

@@ -10,13 +10,33 @@ from snnfast.convert import to_spiking
 
 from . import experiment
 from .experiment import Context, Outcome, Plot, Table, Verdict
-from .workbench import COLOURS, SERIES, accuracies, dress, images_of, in_words, log_steps, network, sharpen, train_model
+from .workbench import (
+    COLOURS,
+    SERIES,
+    accuracies,
+    beside_the_paper,
+    dress,
+    images_of,
+    in_words,
+    log_steps,
+    network,
+    sharpen,
+    train_model,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS = "snnfast"
+POINT, TIMES = 0.01, 10
+"""Bounds of the verdict on steps: a point of accuracy, and how many times more. Fixed before anything was measured for
+the claims; tables 2 and 3 took the verdict over after they had been measured at small scale."""
+
 TRAINED, CONVERTED, TWIN = "trained", "converted", "ANN twin"
+
+OF_TWIN = 0.9
+"""The share of its twin's accuracy that the trained network must reach where the setting is not the paper's; fixed
+without a look at what was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +44,7 @@ class Settings(experiment.Settings):
     """Of the network and its twin, and what is measured.
 
     * ``evaluated``: steps at inference, the paper's; ``steps``: of training.
-    * ``paper``: rows of its table: model, method, accuracy in percent.
+    * ``paper``: rows of its table, see :func:`.workbench.beside_the_paper`.
     * ``wanted``: the paper's own accuracy, where ours is measured in its setting; None elsewhere.
     * ``trained_counts``, ``converted_counts``: steps at inference of the two spiking networks.
     * ``calibration``: training images that thresholds are balanced on, and the steps that takes.
@@ -34,7 +54,7 @@ class Settings(experiment.Settings):
 
     evaluated: int
     steps: int = 10
-    paper: tuple[tuple[str, str, float], ...] = ()
+    paper: tuple[tuple[Any, ...], ...] = ()
     wanted: float | None = None
     trained_counts: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40)
     converted_counts: tuple[int, ...] = (1, 2, 5, 10, 20, 40, 80, 160, 320)
@@ -45,12 +65,22 @@ class Settings(experiment.Settings):
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies, 0 to 1, of the three networks: by steps at inference, and the twin's."""
+    """Accuracies, 0 to 1, of the three networks, and on how many images.
+
+    * ``trained``, ``converted``: by steps at inference; ``twin``: without steps.
+    * ``alike``: the trained one's at the paper's steps, on the converted one's images.
+    * ``images``: of training, of the test, and of the converted network's test.
+    * ``classes``: of the data set.
+    * ``notes``: the setting in words.
+    """
 
     trained: dict[int, float]
     converted: dict[int, float]
     twin: float
-    notes: tuple[str, ...]
+    alike: float
+    classes: int
+    images: tuple[int, int, int] = (0, 0, 0)
+    notes: tuple[str, ...] = ()
 
 
 def measure(settings: Settings, context: Context) -> Measured:
@@ -76,12 +106,15 @@ def measure(settings: Settings, context: Context) -> Measured:
     # As many images at a time as keep the spikes of the longest run in memory.
     at_once = max(1, min(settings.batch_size, 4000 // max(counts)))
     converted = accuracies(converted_network, part, counts, batch_size=at_once)
+    # The two are compared on the same images: a part may be easier than the whole.
+    alike = accuracies(model, part, [settings.evaluated], batch_size=settings.batch_size)[settings.evaluated]
     notes = (
         f"{in_words(data, settings.model, settings.options)}. Trained at {settings.steps} steps, γ = {sharpness}.",
         f"The twin has the same layers with ReLU and was trained on as many images; it is converted by balancing "
         f"thresholds on {number} training images over {steps} steps, and evaluated on {len(part)} test images.",
     )
-    return Measured(trained, converted, twin_accuracy, notes)
+    counted = (len(data.train), len(data.test), len(part))
+    return Measured(trained, converted, twin_accuracy, alike, data.classes, counted, notes)
 
 
 def curves(settings: Settings, measured: Measured) -> tuple[Table, Plot]:
@@ -105,34 +138,63 @@ def report(settings: Settings, context: Context) -> Outcome:
 
 def outcome(settings: Settings, measured: Measured) -> Outcome:
     """What :func:`report` makes of what was measured."""
-    at = settings.evaluated
+    at, longest = settings.evaluated, max(measured.converted)
+    train, test, part = measured.images
+    epochs = settings.training["epochs"]
     ours = [
-        [OURS, f"{settings.model}, backpropagation, {at} steps", 100 * measured.trained[at], "here"],
-        [OURS, f"{settings.model}, ANN-SNN conversion, {at} steps", 100 * measured.converted[at], "here"],
-        [OURS, f"{settings.model}, ANN-SNN conversion, {max(measured.converted)} steps",
-         100 * measured.converted[max(measured.converted)], "here"],
-        [OURS, f"{settings.model}, ANN", 100 * measured.twin, "here"],
+        [OURS, f"{settings.model}, backpropagation", 100 * measured.trained[at], settings.steps, at, train, epochs,
+         test],
+        *(
+            [OURS, f"{settings.model}, ANN-SNN conversion", 100 * measured.converted[count], None, count, train, epochs,
+             part]
+            for count in (at, longest)
+        ),
+        [OURS, f"{settings.model}, ANN", 100 * measured.twin, None, None, train, epochs, test],
     ]  # fmt: skip
-    rows = [[*row, "the paper"] for row in settings.paper] + ours
     table, plot = curves(settings, measured)
-    comparison = Table(
-        "comparison", "Test accuracy, %, beside the paper's table", ("model", "method", "accuracy", "source"), rows
+    made = [
+        *verdicts(measured, at, settings.wanted),
+        steps_verdict(measured.trained, measured.converted, settings.model),
+    ]
+    after = (
+        "The verdicts on learning, on the twin's accuracy and on steps to within a point were added to this table "
+        "after a first run at small scale, whose images and epochs were changed for time and for learning."
     )
-    return Outcome([comparison, table], [plot], verdicts(measured, at, settings.wanted), measured.notes)
+    return Outcome([beside_the_paper(settings.paper, ours), table], [plot], made, (*measured.notes, after))
 
 
 def verdicts(measured: Measured, at: int, wanted: float | None) -> list[Verdict]:
-    """Trained against converted at ``at`` steps; and the trained one's accuracy against ``wanted`` percent."""
+    """The trained network at ``at`` steps against guessing, the converted one, and ``wanted`` percent.
+
+    Where ``wanted`` is None, against :data:`OF_TWIN` of its twin's accuracy.
+    """
     trained, converted = measured.trained[at], measured.converted[at]
+    guessing = 1 / measured.classes
     made = [
         Verdict(
+            f"the network learns: at {at} steps at least twice the accuracy of guessing, {guessing:.0%}",
+            trained >= 2 * guessing,
+            f"{trained:.2%} (its ANN twin {measured.twin:.2%})",
+            "it is possible to train SNN with ResNet50 architecture",
+        ),
+        Verdict(
             f"at {at} steps the network that was trained directly is more accurate than the converted one",
-            trained > converted,
-            f"{trained:.2%} against {converted:.2%}",
+            measured.alike > converted,
+            f"{measured.alike:.2%} against {converted:.2%} on the same {measured.images[2]} images",
             "several orders of magnitude less inference time steps are needed when training SNNs from scratch",
-        )
+        ),
     ]
-    if wanted is not None:
+    if wanted is None:
+        made.append(
+            Verdict(
+                f"at {at} steps the network that was trained directly has at least {OF_TWIN:g} of its twin's accuracy",
+                # A share is a whole number of images over their number: no rounding decides.
+                trained >= OF_TWIN * measured.twin - 1e-12,
+                f"{trained:.2%} against {measured.twin:.2%}",
+                "the trained SNN falls behind in accuracy compared to analogous ANN",
+            )
+        )
+    else:
         made.append(
             Verdict(
                 f"accuracy at {at} steps at least the paper's {wanted:g} %",
@@ -157,6 +219,19 @@ def steps_to_within(accuracy: Mapping[int, float], points: float) -> int:
     return reached
 
 
+def steps_verdict(trained: Mapping[int, float], converted: Mapping[int, float], model: str) -> Verdict:
+    """Steps to within a point of each network's own final accuracy, that at the largest number of steps measured."""
+    few, many = steps_to_within(trained, POINT), steps_to_within(converted, POINT)
+    return Verdict(
+        f"the converted {model} needs at least {TIMES} times the steps of the trained one to come within 1 point of "
+        "its own final accuracy",
+        many >= TIMES * few,
+        f"{many} steps to {converted[max(converted)]:.2%} at {max(converted)} (converted), {few} to "
+        f"{trained[max(trained)]:.2%} at {max(trained)} (trained)",
+        "as low as 10 steps against on the order of 1000",
+    )
+
+
 def _drawing(settings: Settings, measured: Measured) -> Any:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -169,7 +244,7 @@ def _drawing(settings: Settings, measured: Measured) -> Any:
                 label=label,
             )  # fmt: skip
         if settings.paper:
-            name, method, accuracy = settings.paper[-1]
+            name, method, accuracy = settings.paper[-1][:3]
             axes.plot(
                 [settings.evaluated], [accuracy], marker="*", markersize=11, linestyle="", color=SERIES[-1],
                 label=f"{name}: {method}",

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import COLOURS, accuracies, dress, images_of, in_words, log_steps, network, paper_line, train_model
+from .workbench import (
+    COLOURS,
+    accuracies,
+    beside_the_paper,
+    dress,
+    images_of,
+    in_words,
+    log_steps,
+    network,
+    paper_line,
+    train_model,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +27,7 @@ PAPER = (
     ("Mozafari et al.", "reward-modulated STDP", 97.2),
     ("Tavanaei et al.", "STDP + gradient descent", 98.6),
     ("Lee et al.", "backpropagation", 99.59),
-    ("the paper", "backpropagation", 99.40),
+    ("the paper", "backpropagation", 99.40, 10, 20),
 )
 
 
@@ -51,17 +62,14 @@ def measure(settings: Settings, context: Context) -> Outcome:
     train_model(model, data, context, steps=settings.steps, **settings.training)
     counts = sorted({*settings.counts, settings.steps, settings.evaluated})
     found = accuracies(model, data.test, counts)
-    seen = f"{len(data.train)} images × {settings.training['epochs']} epochs"
+    seen = (len(data.train), settings.training["epochs"], len(data.test))
     ours = [
-        [f"snnfast, {steps} steps", "backpropagation", 100 * found[steps], seen]
+        ["snnfast", "backpropagation", 100 * found[steps], settings.steps, steps, *seen]
         for steps in (settings.steps, settings.evaluated)
     ]
     return Outcome(
         [
-            Table(
-                "comparison", "Test accuracy, %, beside the paper's table", ("model", "method", "accuracy", "source"),
-                [[*row, "the paper"] for row in PAPER] + ours,
-            ),
+            beside_the_paper(PAPER, ours),
             Table("accuracies", "Test accuracy over the steps at inference, 0 to 1", ("inference steps", "accuracy"),
                   [list(pair) for pair in found.items()]),
         ],

@@ -21,7 +21,7 @@ from snnfast.training.options import FIND
 from snnfast.training.trainer import StepRecord, reproducible
 from snnfast.tuning import gradient_profile, tune_gamma
 
-from .experiment import Context, Settings
+from .experiment import Context, Settings, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -242,6 +242,22 @@ def accuracies(model: Network, split: Split, steps: Sequence[int], *, batch_size
     finally:
         model.train(training)
     return {count: number / len(split) for count, number in correct.items()}
+
+
+def beside_the_paper(paper: Sequence[Sequence[Any]], ours: Sequence[Sequence[Any]]) -> Table:
+    """The paper's table with our rows under it.
+
+    Args:
+        paper: model, method, accuracy in percent, and where it says so the steps of training and at inference.
+        ours: as ``paper``, then training images, epochs and test images.
+    """
+    columns = (
+        "model", "method", "accuracy", "trained steps", "inference steps", "training images", "epochs", "test images",
+        "source",
+    )  # fmt: skip
+    rows = [[*row, *[None] * (len(columns) - 1 - len(row)), "the paper"] for row in paper]
+    rows += [[*row, "here"] for row in ours]
+    return Table("comparison", "Test accuracy, %, beside the paper's table", columns, rows)
 
 
 def loss_curve(history: Sequence[StepRecord], window: int = 1) -> tuple[list[int], list[float]]:
