@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from snnfast import tuning
 from snnfast.benchmarks.paper import claims, comparison, fig2, fig3, fig4, fig5, fig6, table1, table2, table3
 from snnfast.benchmarks.paper.experiment import Context, Outcome, Table
 from snnfast.benchmarks.paper.reproduce import NAMES, _experiment
 from snnfast.data import data_sets
+from snnfast.training.options import OptionError
 
 CONTEXT = Context("small", None, torch.device("cpu"), say=lambda line: None)
 IMAGES = {"data": "digits", "train": 96, "test": 40}
@@ -105,8 +107,12 @@ def test_figure_4_has_losses_of_both_networks() -> None:
     assert validation["step"] == [2, 4, 6] * 2
     assert set(training["batch normalization"]) == {"with", "without"}
     assert training["loss"][:6] != training["loss"][6:]
-    assert any("thresholds from" in note for note in outcome.notes)
+    assert any("thresholds from" in note and "over 96 images" in note for note in outcome.notes)  # all of them
+    assert "a fixed rate, 0.0005, without the paper's augmentation" in outcome.notes[0]
     draw(outcome)
+    assert fig4.measure(settings, CONTEXT).tables == outcome.tables
+    some = fig4.measure(replace(settings, threshold_images=40), CONTEXT)
+    assert any("over 40 images" in note for note in some.notes)
 
 
 def test_figure_4_verdicts_are_on_the_last_tenth_and_the_end() -> None:
@@ -127,8 +133,22 @@ def test_figure_5_has_every_network_and_more_seeds_where_it_judges() -> None:
     gammas = dict(zip(found["network"], found["gamma"], strict=True))
     assert gammas["ANN"] is None
     assert gammas["SNN, γ = 100"] == 100.0
+    assert set(found["learning rate"]) == {0.01}
     assert len(outcome.verdicts) == 2
     draw(outcome)
+    assert fig5.measure(settings, CONTEXT).tables == outcome.tables
+
+
+def test_figure_5_goes_on_where_the_range_test_finds_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with 13 layers and γ = 100: the figure is to show that such a network does not learn.
+    monkeypatch.setattr(tuning, "lr_range_test", lambda *args, **options: SimpleNamespace(suggestion=None))
+    settings = fig5.Settings(**IMAGES, model="plain_net", options={"width": 2}, layers=(3,), seeds=1,
+                             training={**TRAINING, "lr": "find"})  # fmt: skip
+    outcome = fig5.measure(settings, CONTEXT)
+    assert columns(outcome.tables[0])["learning rate"] == [fig5.NO_RATE] * 3
+    assert any("no rate" in note and "3 layers, SNN, γ = 100, seed 0" in note for note in outcome.notes)
+    with pytest.raises(OptionError, match="batch_size"):  # no other error is taken for that
+        fig5.measure(replace(settings, training={**TRAINING, "batch_size": 97}), CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +174,10 @@ def test_figure_6_has_every_count_and_seed() -> None:
     assert found["inference steps"] == [1, 2, 3, 4, 5, 6] * 4
     assert found["trained steps"] == [2] * 12 + [3] * 12
     assert all(0 <= accuracy <= 1 for accuracy in found["accuracy"])
+    assert columns(outcome.tables[2])["trained steps"] == [2, 2, 3, 3]
     assert len(outcome.verdicts) == 2
     draw(outcome)
+    assert fig6.measure(settings, CONTEXT).tables == outcome.tables
 
 
 def test_figure_6_verdicts_and_maximum() -> None:

@@ -12,10 +12,26 @@ from snnfast.tuning import normalize_thresholds
 
 from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import SERIES, dress, images_of, in_words, loss_curve, network, sharpen, train_model
+from .workbench import (
+    SERIES,
+    Again,
+    dress,
+    images_of,
+    in_words,
+    loss_curve,
+    network,
+    sharpen,
+    train_model,
+    training_in_words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+RATE = {"lr": 5e-4, "schedule": "constant"}
+"""The paper's, for both networks."""
+
+PAPER = "the training converges much faster with batch normalization"
 
 KINDS = {"with": "with batch normalization", "without": "without"}
 
@@ -24,10 +40,12 @@ KINDS = {"with": "with batch normalization", "without": "without"}
 class Settings(experiment.Settings):
     """Of the network, at a fixed learning rate of 5e-4 as in the paper, and what is recorded.
 
+    * ``threshold_images``: training images whose largest currents are the thresholds; None for all, as in the paper.
     * ``every``: training steps from one validation to the next.
     * ``window``: training steps that a plotted training loss is the mean of.
     """
 
+    threshold_images: int | None = None
     every: int = 400
     window: int = 50
 
@@ -35,7 +53,7 @@ class Settings(experiment.Settings):
 SETTINGS = {
     "small": Settings(
         data="cifar10", train=2500, test=300, size=16, model="resnet18", options={"width": 16},
-        training={"epochs": 4, "batch_size": 32}, tuning=(4, 16), every=39, window=20,
+        training={"epochs": 4, "batch_size": 32}, tuning=(4, 16), threshold_images=2000, every=39, window=20,
     ),
     "full": Settings(data="cifar10", model="resnet18", training={"epochs": 30, "batch_size": 128, "augment": "cifar"}),
 }  # fmt: skip
@@ -48,12 +66,11 @@ def measure(settings: Settings, context: Context) -> Outcome:
     for kind, words in KINDS.items():
         model = network(settings.model, data, context, batch_norm=kind == "with", **settings.options)
         if kind == "without":
-            # The whole training set at full scale would be the paper's; a part of it sets the same scale.
-            batches = list(data.train.batches(100))[:20]
+            batches = Again(data.train, 100, settings.threshold_images)
             thresholds = normalize_thresholds(model, batches)
             notes.append(
                 f"Without batch normalization: thresholds from {min(thresholds.values()):.3g} to "
-                f"{max(thresholds.values()):.3g}, the largest currents over {sum(len(b[1]) for b in batches)} images."
+                f"{max(thresholds.values()):.3g}, the largest currents over {len(batches.part)} images."
             )
         sharpness = sharpen(model, data, settings.tuning)
         notes.append(f"γ {words}: {sharpness}.")
@@ -61,8 +78,8 @@ def measure(settings: Settings, context: Context) -> Outcome:
         training[kind], validation[kind] = _curves(model, data, context, settings)
     notes.insert(
         0,
-        f"{in_words(data, settings.model, settings.options)}, fixed learning rate 5e-4. The paper's figure 4 gives "
-        "no numbers.",
+        f"{in_words(data, settings.model, settings.options)}, {training_in_words({**RATE, **settings.training})}. The "
+        "paper's figure 4 gives no numbers.",
     )
     return Outcome(
         [
@@ -71,7 +88,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
             Table("validation", "Validation loss", ("batch normalization", "step", "loss"),
                   [[kind, step, loss] for kind in KINDS for step, loss in validation[kind].items()]),
         ],
-        [Plot("losses", "Training (solid) and validation (dashed) loss over the training steps",
+        [Plot("losses", f"Training (solid) and validation (dashed) loss over the training steps; the paper: {PAPER}",
               _drawing(training, validation, settings.window))],
         verdicts({kind: [r.loss for r in training[kind]] for kind in KINDS},
                  {kind: list(validation[kind].values())[-1] for kind in KINDS}),
@@ -92,21 +109,19 @@ def _curves(model: Any, data: Any, context: Context, settings: Settings) -> tupl
         if record.step % settings.every == 0 or record.step == trainer.total_steps:
             found[record.step] = trainer.evaluate(data.test).loss
 
-    options = {"lr": 5e-4, "schedule": "constant", **settings.training}
-    train_model(model, data, context, each_step=each_step, started=started, **options)
+    train_model(model, data, context, each_step=each_step, started=started, **{**RATE, **settings.training})
     return trainer.history, found
 
 
 def verdicts(training: Mapping[str, Sequence[float]], validation: Mapping[str, float]) -> list[Verdict]:
     """With against without: losses of every training step, and the last validation losses."""
     last = {kind: fmean(losses[-max(1, len(losses) // 10) :]) for kind, losses in training.items()}
-    paper = "the training converges much faster with batch normalization"
     return [
         Verdict(
             f"with batch normalization the {part} loss after the same number of steps is lower than without ({how})",
             values["with"] < values["without"],
             f"{values['with']:.4g} with, {values['without']:.4g} without",
-            paper,
+            PAPER,
         )
         for part, how, values in (
             ("training", "mean of the last tenth of the steps", last),

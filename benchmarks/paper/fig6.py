@@ -10,13 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import SERIES, accuracies, dress, images_of, in_words, network, sharpen, train_model
+from .workbench import (
+    SERIES,
+    accuracies,
+    dress,
+    images_of,
+    in_words,
+    network,
+    sharpen,
+    train_model,
+    training_in_words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINT = 0.01
 """Bound of the verdicts, fixed before anything was measured: one point of accuracy."""
+
+PAPER = (
+    "increasing SNN time steps during inference beyond the number that it was trained with does not improve the "
+    "accuracy"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +66,14 @@ def measure(settings: Settings, context: Context) -> Outcome:
     data = images_of(settings, context)
     counts = tuple(sorted({*settings.counts, *settings.trained, *(2 * steps for steps in settings.trained)}))
     curves: Curves = {steps: [] for steps in settings.trained}
+    networks = []
     for steps in settings.trained:
         for seed in range(settings.seeds):
             model = network(settings.model, data, context, seed=seed, layers=5, steps=steps, **settings.options)
             sharpness = sharpen(model, data, settings.tuning)
             context.say(f"  trained at {steps} steps, seed {seed}, γ = {sharpness}")
-            train_model(model, data, context, steps=steps, seed=seed, **settings.training)
+            trainer = train_model(model, data, context, steps=steps, seed=seed, **settings.training)
+            networks.append([steps, seed, sharpness.gamma, sharpness.ratio, trainer.lr])
             curves[steps].append(accuracies(model, data.test, counts))
     rows = [
         [steps, seed, count, accuracy]
@@ -72,12 +89,15 @@ def measure(settings: Settings, context: Context) -> Outcome:
                 "best", "The best mean accuracy over the steps at inference",
                 ("trained steps", "inference steps", "mean accuracy"), [[s, *best(curves[s])] for s in curves],
             ),
+            Table("networks", "What each network was trained with",
+                  ("trained steps", "seed", "gamma", "ratio of gradients", "learning rate"), networks),
         ],
-        [Plot("accuracies", "Test accuracy over the steps at inference; mean, lowest and highest of the seeds",
-              _drawing(curves))],
+        [Plot("accuracies", "Test accuracy over the steps at inference; mean, lowest and highest of the seeds; the "
+              f"paper: {PAPER}", _drawing(curves))],
         verdicts(curves),
         [
-            f"{in_words(data, settings.model, {'layers': 5, **settings.options})}; {settings.seeds} seeds.",
+            f"{in_words(data, settings.model, {'layers': 5, **settings.options})}, "
+            f"{training_in_words(settings.training)}; {settings.seeds} seeds.",
             _on_maximum(curves),
         ],
     )  # fmt: skip
@@ -105,8 +125,7 @@ def verdicts(curves: Curves) -> list[Verdict]:
                 # Shares are whole numbers of images over their number: no rounding decides.
                 twice - at <= POINT + 1e-12,
                 f"{at:.2%} at {steps} steps, {twice:.2%} at {2 * steps}",
-                "increasing SNN time steps during inference beyond the number that it was trained with does not "
-                "improve the accuracy",
+                PAPER,
             )
         )
     return made

@@ -17,6 +17,7 @@ from snnfast import models
 from snnfast.data import ImageData, Split, load
 from snnfast.models import Network
 from snnfast.training import Trainer, TrainOptions
+from snnfast.training.options import FIND
 from snnfast.training.trainer import StepRecord, reproducible
 from snnfast.tuning import gradient_profile, tune_gamma
 
@@ -134,6 +135,38 @@ def in_words(data: ImageData, model: str, options: Mapping[str, Any]) -> str:
     height, width = data.image_shape[1:]
     counts = f"{len(data.train)} training and {len(data.test)} test images"
     return f"{model}({given}), {counts} of {data.name} at {height}×{width}"
+
+
+def training_in_words(training: Mapping[str, Any]) -> str:
+    """How an experiment trains, for its notes: ``training`` are options of :class:`snnfast.training.TrainOptions`."""
+    lr = "that of the range test" if training["lr"] == FIND else f"{training['lr']:g}"
+    rate = f"a fixed rate, {lr}" if training.get("schedule") == "constant" else f"one cycle of rates up to {lr}"
+    augmented = "without" if training.get("augment", "none") == "none" else "with"
+    return (
+        f"{training['epochs']} epochs in batches of {training['batch_size']}, {rate}, {augmented} the paper's "
+        "augmentation"
+    )
+
+
+@dataclass(frozen=True)
+class Again:
+    """The first ``count`` images of a split (None: all) in batches, as often as they are iterated.
+
+    A list of them would keep every image as floats, for CIFAR half a gigabyte.
+    """
+
+    split: Split
+    batch_size: int
+    count: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.part.batches(self.batch_size)
+
+    @property
+    def part(self) -> Split:
+        """The images that are iterated."""
+        first = slice(self.count)
+        return replace(self.split, images=self.split.images[first], labels=self.split.labels[first])
 
 
 @dataclass(frozen=True)
