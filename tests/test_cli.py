@@ -96,7 +96,7 @@ WRONG = {
     "--model-option layers": "argument --model-option: must be NAME=VALUE, got 'layers'",
     "--model mnist_net": "model mnist_net: image_size is too small for mnist_net, got 8",
     "--model plain_net --augment cifar": "augment must be 'none' for images of 1 channel, got 'cifar'",
-    "--compare --model plain_net": "layer must be 'fused' with the model 'plain_net'",
+    "--compare --model plain_net": "model must be 'digits', which both can train, for a comparison; got 'plain_net'",
     "--seed -1": "seed must be an integer of at least 0",
     "--threads 0": "threads must be an integer of at least 1 and at most 1024, got 0",
     "--threads 100000": "threads must be an integer of at least 1 and at most 1024, got 100000",

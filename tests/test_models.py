@@ -410,3 +410,12 @@ def test_a_call_refuses_images_without_a_batch_and_steps_below_one():
         network.with_activation(models.Activation("relu", False))
     with pytest.raises(ValueError, match=r"current must have a channel dimension, \[B, C, ...\], got \[3\]"):
         models.BatchNormReLU(3)(torch.rand(3))
+
+
+def test_a_network_for_a_data_sets_images_fits_them() -> None:
+    images = torch.rand(2, 1, 12, 12)
+    for name in ("plain_net", "resnet18"):  # with and without a size of its own
+        network = models.for_images(name, (1, 12, 12), 7, width=2, steps=2)
+        assert network(images).shape == (2, 7)
+    with pytest.raises(ValueError, match="unknown network 'resnet'"):
+        models.for_images("resnet", (1, 12, 12), 7)

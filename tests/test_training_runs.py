@@ -230,6 +230,11 @@ def test_the_surrogate_is_chosen_by_name() -> None:
     assert shapes == {sf.surrogate.Triangle(gamma=0.7)}
 
 
+def test_a_sharpness_for_a_network_without_spikes_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"gamma must be None for a network without spiking layers, got 2\.0"):
+        Trainer(data.load("digits"), replace(PLAIN, model_options={"layers": 3, "activation": "relu"}), CPU)
+
+
 def test_options_that_a_checkpoint_could_not_hold_are_refused() -> None:
     with pytest.raises(OptionError, match=r"model_options must hold plain numbers, .* got threshold=tensor"):
         TrainOptions(model="plain_net", model_options={"threshold": torch.ones(())})
@@ -353,14 +358,14 @@ def test_other_images_are_refused_on_resume(finished: Path, tmp_path: Path, monk
     digits = data.load("digits")
     test = replace(digits.test, labels=digits.test.labels.flip(0))
     monkeypatch.setattr(importlib.import_module("snnfast.training.run"), "load", lambda *_: replace(digits, test=test))
-    message = r"of another run: data digits, 1442 and 355 images, checksum \w{8} there, digits, 1442 and 355 images, "
+    message = r"another run: images 'digits, 1442 and 355 images, checksum \w{8}' there, 'digits, 1442 and 355 images, "
     with pytest.raises(CheckpointError, match=message):
         training.train(replace(PLAIN, out=str(tmp_path)), resume=True)
 
 
 def test_another_precision_is_refused_on_resume(finished: Path, tmp_path: Path) -> None:
     rewritten(finished, tmp_path, precision="bfloat16")
-    with pytest.raises(CheckpointError, match="of another run: precision bfloat16 there, float32 here"):
+    with pytest.raises(CheckpointError, match="of another run: precision 'bfloat16' there, 'float32' here"):
         training.train(replace(PLAIN, out=str(tmp_path)), resume=True)
 
 

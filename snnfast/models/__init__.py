@@ -15,7 +15,7 @@ from snnfast.models.convolutional import FeedForwardNet, mnist_net, plain_net
 from snnfast.models.digits import DigitsNet, NeuronFactory
 from snnfast.models.network import Network, SummedLinear
 from snnfast.models.normalization import BatchNorm2d, synchronize
-from snnfast.models.registry import build, digits, names, takes
+from snnfast.models.registry import build, digits, for_images, names, takes
 from snnfast.models.residual import ResidualBlock, ResNet, resnet11, resnet18, resnet50
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "SummedLinear",
     "build",
     "digits",
+    "for_images",
     "mnist_net",
     "names",
     "plain_net",

@@ -13,7 +13,7 @@ from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
 from snnfast.models.residual import resnet11, resnet18, resnet50
 
-__all__ = ["build", "digits", "names", "takes"]
+__all__ = ["build", "digits", "for_images", "names", "takes"]
 
 
 def digits(
@@ -89,3 +89,22 @@ def build(name: str, **options: Any) -> nn.Module:
         TypeError, ValueError: an option that the network does not have or allow.
     """
     return _network(name)(**options)
+
+
+def for_images(name: str, image_shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
+    """The network ``name`` for images of a data set: :func:`build` with classes, channels and, where it counts, size.
+
+    Args:
+        name: as :func:`names` gives them.
+        image_shape: channels, height and width, as :attr:`snnfast.data.ImageData.image_shape`; the images are square.
+        classes: of the data set.
+        **options: the network's others.
+
+    Raises:
+        What :func:`build` raises.
+    """
+    channels, size, _ = image_shape
+    given: dict[str, Any] = {"num_classes": classes, "in_channels": channels}
+    if takes(name, "image_size"):
+        given["image_size"] = size
+    return build(name, **given, **options)

@@ -127,7 +127,9 @@ def options_of(content: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
     of_run = TrainOptions(**content["options"])
     chosen = {name: value for name, value in given.items() if value is not None}
     options = TrainOptions(**{**asdict(of_run), **chosen})
-    check_same_run(content, options)
+    asked = computed(options)
+    asked.pop("precision")  # which None stands for is the device's to say: resume compares it
+    check_same_run(content, asked)
     return options
 
 
@@ -136,12 +138,12 @@ def computed(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name not in _FREE}
 
 
-def check_same_run(content: dict[str, Any], options: TrainOptions) -> None:
-    """Raises :class:`CheckpointError` where ``options`` are not those of the checkpoint's run, naming each."""
-    of_run = content["options"]
+def check_same_run(content: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raises :class:`CheckpointError` where what is ``asked`` for is not what the checkpoint is of, naming each."""
+    of_run = {**content["options"], "precision": content["precision"], "images": content["data"]}
     differ = [
         f"{name} {of_run.get(name)!r} there, {value!r} here"
-        for name, value in computed(options).items()
+        for name, value in asked.items()
         if of_run.get(name) != value
     ]
     if differ:
@@ -150,16 +152,13 @@ def check_same_run(content: dict[str, Any], options: TrainOptions) -> None:
 
 def resume(trainer: Trainer, content: dict[str, Any]) -> None:
     """Puts a checkpoint's state into ``trainer``. Raises :class:`CheckpointError` for one that does not fit."""
-    check_same_run(content, trainer.options)
+    own = {"precision": trainer.precision, "images": fingerprint(trainer.data)}
+    check_same_run(content, {**computed(trainer.options), **own})
     wrote = len(content["processes"])
     if wrote != trainer.processes.count:
         raise CheckpointError(
             f"the checkpoint is of a run of {wrote} processes, this one has {trainer.processes.count}"
         )
-    own = {"data": fingerprint(trainer.data), "precision": trainer.precision}
-    differ = [f"{name} {content[name]} there, {value} here" for name, value in own.items() if content[name] != value]
-    if differ:
-        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differ)}")
     _check_weights(trainer.model, content["model"])
     trainer.load_state(content)
 

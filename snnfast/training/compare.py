@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from snnfast.training.layer_timing import LayerClock, LayerTiming, MismatchError, capture
-from snnfast.training.options import TrainOptions
+from snnfast.training.options import OptionError, TrainOptions
 from snnfast.training.output import OutputFolder
 from snnfast.training.progress import Progress
 from snnfast.training.run import Run, prepared, summary
@@ -66,6 +66,8 @@ def compare(options: TrainOptions) -> Comparison:
     files of both and ``compare.json``. Raises :class:`MismatchError` where results differ, and what
     :func:`snnfast.training.train` raises.
     """
+    if options.model != "digits":
+        raise OptionError(f"model must be 'digits', which both can train, for a comparison; got {options.model!r}")
     with prepared(options) as (data, device, folder):
         trainers = {side: Trainer(data, replace(options, layer=side), device) for side in SIDES}
         first_images, first_labels = data.train[: options.batch_size]

@@ -7,7 +7,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -62,12 +62,15 @@ class OutputFolder:
 
         Nothing where there are none.
         """
-        if not records:
-            return
+        if records:
+            self.write_rows(name, [field.name for field in fields(records[0])], map(astuple, records))
+
+    def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """``rows`` under ``columns`` as the CSV file ``name``: numbers in full precision, nothing for None."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(field.name for field in fields(records[0]))
-        writer.writerows(astuple(record) for record in records)
+        writer.writerow(columns)
+        writer.writerows(rows)
         self.write_text(name, text.getvalue())
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number and how many there are; ``Processes()`` is one on its own.
+    """This process's number and how many there are.
 
     The first one prints and writes files, for all.
     """
@@ -54,6 +54,10 @@ class Processes:
         return values
 
 
+ALONE = Processes()
+"""A process on its own."""
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """The processes that ``torchrun`` started, and this one's device; a process on its own where there are no others.
@@ -62,7 +66,7 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     it has GPUs, or a numbered GPU for all of them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or any(name not in os.environ for name in _VARIABLES):
-        yield Processes(), device
+        yield ALONE, device
         return
     if device.type == "cuda":
         local, present = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -19,7 +19,7 @@ from snnfast.training.implementations import room_for_compilations
 from snnfast.training.logs import Board
 from snnfast.training.options import OptionError, TrainOptions, choose_device
 from snnfast.training.output import OutputFolder
-from snnfast.training.processes import Processes, joined
+from snnfast.training.processes import ALONE, Processes, joined
 from snnfast.training.progress import Progress
 from snnfast.training.trainer import Evaluation, Trainer, reproducible
 
@@ -43,7 +43,7 @@ class Run:
 @contextmanager
 def prepared(
     options: TrainOptions,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = ALONE,
     device: torch.device | None = None,
 ) -> Iterator[tuple[ImageData, torch.device, OutputFolder]]:
     """Finds what is wrong with device, data set or output folder, before any training.
@@ -141,11 +141,13 @@ def _train(trainer: Trainer, files: _Files, board: Board) -> list[Evaluation]:
             trainer.fit(each_step, each_epoch)
     finally:
         files.write_tables()
-    found = [trainer.evaluate(trainer.data.test, steps) for steps in options.evaluated_steps]
-    after_training = {(at.epoch, at.steps) for at in trainer.evaluations}
-    trainer.evaluations += [at for at in found if (at.epoch, at.steps) not in after_training]
-    files.write_tables()
-    return found
+    # The last epoch's own evaluation is one of these already, and so are those of an earlier end.
+    known = {at.steps: at for at in trainer.evaluations if at.epoch == options.epochs}
+    for steps in options.evaluated_steps:
+        if steps not in known:
+            known[steps] = trainer.evaluate(trainer.data.test, steps)
+            trainer.evaluations.append(known[steps])
+    return [known[steps] for steps in options.evaluated_steps]
 
 
 class _Files:

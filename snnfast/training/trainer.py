@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snnfast import models, tuning
 from snnfast.data import ImageData, Split
-from snnfast.layers import IF, LIF
 from snnfast.training.implementations import neuron_factory
 from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, SURROGATES, TUNE, OptionError, TrainOptions
-from snnfast.training.processes import Processes
+from snnfast.training.processes import ALONE, Processes
+from snnfast.tuning.gamma import set_gamma
+from snnfast.tuning.trial import spiking_layers
 
 _GAMMA_BATCHES = 8  # the ratio that is balanced is noisy over one
 _GAMMA_BATCH_SIZE = 32
@@ -72,8 +73,8 @@ class Trainer:
             gradients are those of the whole batch.
 
     Raises:
-        OptionError: a batch larger than the training split, or that the processes cannot share equally; options that
-            the network does not have.
+        OptionError: a sharpness for a network without spiking layers; a batch larger than the training split, or that
+            the processes cannot share equally; options that the network does not have.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Trainer:
         options: TrainOptions,
         device: torch.device,
         model: nn.Module | None = None,
-        processes: Processes = Processes(),  # noqa: B008 - frozen
+        processes: Processes = ALONE,
     ) -> None:
         if options.batch_size > len(data.train):
             most = f"the {len(data.train)} training images of {data.name}"
@@ -116,10 +117,8 @@ class Trainer:
         self.gamma = options.gamma if options.gamma != TUNE else None
         self.lr = options.lr if options.lr != FIND else None
         self.tuned = options.gamma != TUNE and options.lr != FIND
-        if self.gamma is not None:
-            set_gamma(self.model, self.gamma)
         if self.tuned:
-            self._make_optimizer()
+            self._begin()
 
     @property
     def total_steps(self) -> int:
@@ -145,10 +144,7 @@ class Trainer:
         if isinstance(found, Exception):
             raise found
         self.gamma, self.lr = found
-        if self.gamma is not None:
-            set_gamma(self.model, self.gamma)
-        self.tuned = True
-        self._make_optimizer()
+        self._begin()
 
     def _found(self, say: Callable[[str], None]) -> tuple[Any, Any]:
         generator = torch.Generator().manual_seed(self.options.seed)
@@ -178,7 +174,14 @@ class Trainer:
             say(f"lr      up to {lr:.3g}, by the range test")
         return gamma, lr
 
-    def _make_optimizer(self) -> None:
+    def _begin(self) -> None:
+        """Gives the network its sharpness and makes the optimizer, once both are known."""
+        self.tuned = True
+        if self.gamma is not None:
+            layers = spiking_layers(self.model, required=False)
+            if not layers:
+                raise OptionError(f"gamma must be None for a network without spiking layers, got {self.gamma}")
+            set_gamma(layers, self.gamma)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, weight_decay=self.options.weight_decay)
         if self.options.schedule == "one-cycle":
             self.schedule: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -363,9 +366,8 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on from a :meth:`state` of the same options, as if it had never stopped."""
         self.gamma, self.lr = state["gamma"], state["lr"]
-        self.tuned = True
         self.model.load_state_dict(state["model"])
-        self._make_optimizer()
+        self._begin()
         # torch keeps the tensors it is given: the state may be of a trainer that goes on, too.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.schedule.load_state_dict(state["schedule"])
@@ -392,7 +394,6 @@ def build(data: ImageData, options: TrainOptions) -> nn.Module:
 
     Raises :class:`OptionError` for what the network does not have or allow.
     """
-    channels, size, _ = data.image_shape
     given = dict(options.model_options)
     reserved = {"steps", "surrogate", "num_classes", "in_channels", "image_size"} & given.keys()
     if reserved:
@@ -406,20 +407,10 @@ def build(data: ImageData, options: TrainOptions) -> nn.Module:
         return models.DigitsNet(
             data.image_shape, data.classes, steps=options.steps, neuron=neuron_factory(options.layer)
         )
-    given |= {"steps": options.steps, "num_classes": data.classes, "in_channels": channels}
-    if models.takes(options.model, "image_size"):
-        given["image_size"] = size
     try:
-        return models.build(options.model, **given)
+        return models.for_images(options.model, data.image_shape, data.classes, steps=options.steps, **given)
     except (TypeError, ValueError) as error:
         raise OptionError(f"model {options.model}: {error}") from error
-
-
-def set_gamma(model: nn.Module, gamma: float) -> None:
-    """Gives every spiking layer's surrogate the sharpness ``gamma``; shape and height stay."""
-    for layer in model.modules():
-        if isinstance(layer, IF | LIF):
-            layer.surrogate = replace(layer.surrogate, gamma=float(gamma))
 
 
 def synchronized_time(device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -137,7 +137,7 @@ def _search(ratio_at: Callable[[float], float], start: float, tolerance: float, 
     return True
 
 
-def set_gamma(layers: dict[SpikingLayer, str], gamma: float) -> None:
+def set_gamma(layers: Iterable[SpikingLayer], gamma: float) -> None:
     """Gives every layer's surrogate the sharpness ``gamma``; its shape and height stay."""
     for layer in layers:
         layer.surrogate = replace(layer.surrogate, gamma=gamma)
