@@ -15,20 +15,28 @@ def over_time(module: Callable[[Tensor], Tensor], current: Tensor) -> Tensor:
     return module(current.flatten(0, 1)).unflatten(0, current.shape[:2])
 
 
-class BatchNormAnd(nn.Module):
-    """nn.BatchNorm2d over time and batch, plus a residual current, then a neuron layer.
+class _BatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d that takes the currents of linear layers, [B, C], too."""
 
-    Shapes: forward([T, B, C, H, W], residual=None) -> [T, B, C, H, W].
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
+
+
+class BatchNormAnd(nn.Module):
+    """Batch norm over time and batch, plus a residual current, then a neuron layer; called as `snnfast.BatchNormIF`.
+
+    Shapes: forward([T, B, C, ...], residual=None) -> [T, B, C, ...]; with steps=T a held current [B, C, ...].
     """
 
     def __init__(self, num_features: int, neuron: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(num_features)
+        self.norm = _BatchNorm(num_features)
         self.neuron = neuron
 
-    def forward(self, current: Tensor, residual: Tensor | None = None) -> Tensor:
-        current = over_time(self.norm, current)
-        return self.neuron(current if residual is None else current + residual)
+    def forward(self, current: Tensor, residual: Tensor | None = None, steps: int | None = None) -> Tensor:
+        current = over_time(self.norm, current) if steps is None else self.norm(current)
+        current = current if residual is None else current + residual
+        return self.neuron(current) if steps is None else self.neuron(current, steps=steps)
 
 
 def with_batch_norm(make: Callable[..., Any], num_features: int, **options: Any) -> BatchNormAnd:

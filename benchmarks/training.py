@@ -29,7 +29,7 @@ from snnfast.training.options import OptionError, choose_device
 
 from . import environment
 from .baselines import OURS, Neuron, Unsupported, find
-from .neuron import Forward
+from .batch_norm import BatchNormAnd
 from .timing import Neighbours, clock_for, interleaved, peak_memory
 
 TWIN = "ann-twin"
@@ -38,24 +38,6 @@ SIDES = (OURS, "naive", "spikingjelly", "spikingjelly-native", "spikingjelly-tri
 SURROGATE = FastSigmoid(gamma=2.0, beta=1.0)
 EXACT, CLOSE = 1e-9, 0.02
 """How far two losses may be apart, relative: in float64, and where a side has no float64, in which spikes flip."""
-
-
-class NormAnd(nn.modules.batchnorm._BatchNorm):
-    """torch's batch norm, a residual current and another implementation's neuron, called as our layers are."""
-
-    def __init__(self, channels: int, neuron: Forward) -> None:
-        super().__init__(channels)
-        self.neuron = neuron
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Currents of linear layers, [T * B, C], are taken too."""
-
-    def forward(self, current: Tensor, residual: Tensor | None = None, steps: int | None = None) -> Tensor:
-        if steps is None:
-            current = super().forward(current.flatten(0, 1)).unflatten(0, current.shape[:2])
-        else:
-            current = super().forward(current)
-        return self.neuron(current if residual is None else current + residual, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -69,18 +51,17 @@ class _Other:
 
     def replacing(self, layer: nn.Module) -> nn.Module:
         neuron = find(self.baseline).make(Neuron("IF", {"surrogate": SURROGATE}), self.device)
-        made = NormAnd(layer.num_features, neuron)
-        made.load_state_dict({name: value for name, value in layer.state_dict().items() if name in made.state_dict()})
+        made = BatchNormAnd(layer.num_features, neuron)
+        made.norm.load_state_dict(layer.state_dict())
         return made.to(layer.weight)
 
 
 def build(name: str, image_size: int, steps: int, **options: Any) -> Network:
     """Our side: the network with batch normalization and the surrogate of all sides; the same weights at every call."""
-    if models.takes(name, "image_size"):
-        options["image_size"] = image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return models.build(name, steps=steps, surrogate=SURROGATE, batch_norm=True, **options)
+        shape = (3, image_size, image_size)
+        return models.for_images(name, shape, 10, steps=steps, surrogate=SURROGATE, batch_norm=True, **options)
 
 
 def side_of(name: str, ours: Network, device: torch.device) -> Network:
