@@ -43,10 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             from snnfast import benchmarks
 
             return benchmarks.main(arguments[1:])
-        if arguments[:1] == ["reproduce"]:
-            from snnfast.benchmarks.paper import reproduce
-
-            return reproduce.main(arguments[1:])
         parsed = _parser().parse_args(arguments)
         return parsed.command(parsed)
     except _UsageError as error:
@@ -74,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print what was compiled and which versions are in use")
     info.set_defaults(command=_info)
     commands.add_parser("bench", help=_BENCH_HELP, add_help=False)
-    commands.add_parser("reproduce", help="the paper's tables and figures", add_help=False)
+    _add_reproduce(commands.add_parser("reproduce", help="the paper's tables and figures"))
     _add_train(commands.add_parser("train", help="train a spiking network on real images"))
     return parser
 
@@ -167,6 +163,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="folder for history, evaluations, summary and checkpoint (default: ./snnfast-train); files of an earlier "
         "run are overwritten, but its checkpoint is kept as checkpoint-previous.pt",
     )
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    from snnfast.benchmarks.paper import reproduce
+
+    reproduce.add_arguments(parser)
+    parser.set_defaults(command=reproduce.run)
 
 
 def _model_option(text: str) -> tuple[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from snnfast import tuning
 from snnfast.benchmarks.paper import claims, comparison, fig2, fig3, fig4, fig5, fig6, table1, table2, table3
-from snnfast.benchmarks.paper.experiment import Context, Outcome, Table
+from snnfast.benchmarks.paper.experiment import Context, Outcome, Settings, Table
 from snnfast.benchmarks.paper.reproduce import NAMES, _experiment
 from snnfast.data import data_sets
 from snnfast.training.options import OptionError
@@ -73,7 +73,7 @@ def test_figure_2_fails_where_the_sum_is_not_the_logits() -> None:
 
 
 def test_figure_3_has_a_curve_for_each_sharpness() -> None:
-    settings = fig3.Settings(data="digits", model="plain_net", options=PLAIN, batches=2, batch_size=16)
+    settings = Settings(data="digits", model="plain_net", options=PLAIN, tuning=(2, 16))
     outcome = fig3.measure(settings, CONTEXT)
     gradients = columns(outcome.tables[0])
     assert gradients["layer"] == [1, 2]
@@ -277,8 +277,11 @@ def test_steps_to_within_a_point() -> None:
 
 def test_the_claim_on_steps() -> None:
     trained = {1: 0.1, 4: 0.98, 40: 0.98}
-    assert comparison.steps_verdict(trained, {1: 0.1, 39: 0.5, 40: 0.98, 1000: 0.98}, "net").shown
-    assert not comparison.steps_verdict(trained, {1: 0.1, 38: 0.5, 39: 0.98, 1000: 0.98}, "net").shown
+    assert comparison.steps_verdict(trained, {1: 0.1, 39: 0.5, 40: 0.98, 1000: 0.98}, "net", 10).shown
+    assert not comparison.steps_verdict(trained, {1: 0.1, 38: 0.5, 39: 0.98, 1000: 0.98}, "net", 10).shown
+    guessing = {1: 0.5, 300: 0.19}
+    assert not comparison.steps_verdict(trained, guessing, "net", 10).shown
+    assert comparison.steps_verdict(trained, {1: 0.5, 300: 0.2}, "net", 10).shown
 
 
 def test_claims_gathers_what_other_experiments_found(measured: comparison.Measured, tmp_path: Path,

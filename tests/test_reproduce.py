@@ -18,6 +18,7 @@ import torch
 from snnfast.benchmarks.paper import files, page, reproduce, workbench
 from snnfast.benchmarks.paper.experiment import Context, Experiment, Outcome, Plot, Table, Verdict
 from snnfast.cli import main
+from snnfast.training.output import OutputFolder
 
 CONTEXT = Context("small", None, torch.device("cpu"))
 HOSTILE = 'a < b & "c" <script>alert(1)</script>'
@@ -81,8 +82,8 @@ def test_an_experiment_leaves_csv_svg_json_and_a_page(
     ]
     assert (result["scale"], result["name"], result["notes"]) == ("small", "fig3", [HOSTILE])
     assert result["seconds"] >= 0
-    assert result["environment"]["torch"] == torch.__version__
-    assert result["command"].startswith("snnfast reproduce fig3 --out ")
+    assert result["environment"]["versions"]["torch"] == torch.__version__
+    assert result["command"] == "snnfast reproduce fig3 --scale small --data-dir DIR --device cpu"
     assert (tmp_path / "index.html").exists()
 
 
@@ -211,8 +212,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_a_table_with_a_short_row_is_an_error(tmp_path: Path) -> None:
+    short = Outcome([Table("numbers", "", ("a", "b"), [[1]])], [], [])
     with pytest.raises(ValueError, match="table numbers: a row of 1 values for 2 columns"):
-        files._csv(Table("numbers", "", ("a", "b"), [[1]]))
+        files.write(OutputFolder(tmp_path), experiments()("fig3"), short, {})
 
 
 def test_what_is_no_result_is_not_read(tmp_path: Path) -> None:

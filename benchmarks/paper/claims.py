@@ -43,7 +43,7 @@ SETTINGS = {
 def measure(settings: Settings, context: Context) -> Outcome:
     """Trained against converted, and what the other experiments in the context's folder found."""
     measured = comparison.measure(settings, context)
-    own = [steps_verdict(measured.trained, measured.converted, settings.model)]
+    own = [steps_verdict(measured.trained, measured.converted, settings.model, measured.classes)]
     table, plot = comparison.curves(settings, measured)
     found = {"claims": [_plain(verdict) for verdict in own], **gathered(context.folder, context.scale)}
     rows = [

@@ -58,7 +58,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An inequality that was fixed before anything was measured, and whether it holds.
+    """An inequality and whether it holds; fixed before anything was measured, or the outcome's notes say otherwise.
 
     * ``claim``: the inequality in words, with its bound.
     * ``shown``: whether the measured numbers satisfy it.

@@ -13,7 +13,7 @@ from snnfast.models import Network
 
 from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import dress, images_of, network, sharpen, train_model
+from .workbench import dress, images_of, in_words, network, sharpen, train_model, training_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +86,8 @@ def measure(settings: Settings, context: Context) -> Outcome:
               _drawing(shown, wanted), (9.0, 5.2))],
         verdicts(error),
         [
-            f"{settings.model} {settings.options or ''}, {len(data.train)} training images of {settings.data}, "
-            f"{data.image_shape[1]}×{data.image_shape[2]}; test accuracy {accuracy:.2%}.",
+            f"{in_words(data, settings.model, settings.options)}, {training_in_words(settings.training)}; test "
+            f"accuracy {accuracy:.2%}.",
             "The currents at a step are the last linear map of that step's spikes. The paper shows examples and no "
             "numbers.",
         ],

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from snnfast.layers import IF
 from snnfast.tuning import GammaSearch, GradientProfile, gradient_profile, tune_gamma
+from snnfast.tuning.gamma import set_gamma
+from snnfast.tuning.trial import on_trial
 
-from . import experiment
-from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
+from .experiment import Context, Experiment, Outcome, Plot, Settings, Table, Verdict
 from .workbench import COLOURS, dress, images, network
 
 if TYPE_CHECKING:
@@ -21,30 +20,22 @@ EXPLODES, VANISHES, LOW, HIGH, MOST, TOLERANCE = 3.0, 1 / 3, 0.9, 1.1, 25, 0.05
 """Bounds of the verdicts, fixed before anything was measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(experiment.Settings):
-    """Of the network, which is not trained, and the batches.
-
-    * ``batches``, ``batch_size``: for each evaluation; as many others, not seen by the search, for the verdicts.
-    """
-
-    batches: int = 8
-    batch_size: int = 32
-
-
 SETTINGS = {
-    "small": Settings(data="cifar10", size=16, model="resnet18", batches=4, batch_size=16),
+    "small": Settings(data="cifar10", size=16, model="resnet18", tuning=(4, 16)),
     "full": Settings(data="cifar10", model="resnet18"),
 }
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
-    """Profiles at γ = 1, 10, 100 and the tuned one, at initialization."""
-    count = settings.batches * settings.batch_size
-    data = images(settings.data, context, train=2 * count, test=1, size=settings.size)
+    """Profiles at γ = 1, 10, 100 and the tuned one, at initialization.
+
+    On ``settings.tuning`` batches of images that the search did not see, as many as it sees.
+    """
+    count, batch_size = settings.tuning
+    data = images(settings.data, context, train=2 * count * batch_size, test=1, size=settings.size)
     model = network(settings.model, data, context, **settings.options)
-    batches = list(data.train.batches(settings.batch_size))
-    seen, fresh = batches[: settings.batches], batches[settings.batches :]
+    batches = list(data.train.batches(batch_size))
+    seen, fresh = batches[:count], batches[count:]
     profiles: dict[str, GradientProfile] = {}
     for gamma in (1.0, 10.0, 100.0):
         profiles[f"{gamma:g}"] = _profile(model, gamma, fresh)
@@ -75,22 +66,16 @@ def measure(settings: Settings, context: Context) -> Outcome:
         [Plot("gradients", "The gradient over the layers, at initialization", _drawing(profiles, search.gamma))],
         verdicts(ratios, search),
         [
-            f"{settings.model}, {settings.data} at {size}×{size}, {settings.batches} batches of {settings.batch_size} "
+            f"{settings.model}, {settings.data} at {size}×{size}, {count} batches of {batch_size} "
             f"for the search and as many others for the curves. The paper's figure 3 gives curves and no numbers.",
         ],
     )
 
 
 def _profile(model: nn.Module, gamma: float, batches: list[tuple[Tensor, Tensor]]) -> GradientProfile:
-    layers = [layer for layer in model.modules() if isinstance(layer, IF)]
-    before = [layer.surrogate for layer in layers]
-    try:
-        for layer in layers:
-            layer.surrogate = replace(layer.surrogate, gamma=gamma)
+    with on_trial(model, training=True) as layers:  # which gives them their own surrogates back
+        set_gamma(layers, gamma)
         return gradient_profile(model, batches)
-    finally:
-        for layer, surrogate in zip(layers, before, strict=True):
-            layer.surrogate = surrogate
 
 
 def _label(name: str, tuned: float) -> str:
@@ -147,4 +132,5 @@ def _drawing(profiles: dict[str, GradientProfile], tuned: float) -> Any:
 
 
 EXPERIMENT = Experiment(
-    "fig3", "Gradients explode and vanish with the surrogate's sharpness", "figure 3, section 2.5", SETTINGS, measure)
+    "fig3", "Gradients explode and vanish with the surrogate's sharpness", "figure 3, section 2.5", SETTINGS, measure
+)

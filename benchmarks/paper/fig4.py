@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from snnfast.training.trainer import StepRecord
+from snnfast.training import StepRecord, Trainer
 from snnfast.tuning import normalize_thresholds
 
 from . import experiment
@@ -99,17 +99,12 @@ def measure(settings: Settings, context: Context) -> Outcome:
 def _curves(model: Any, data: Any, context: Context, settings: Settings) -> tuple[list[StepRecord], dict[int, float]]:
     """Training records and validation losses by step, the last step's included."""
     found: dict[int, float] = {}
-    trainer: Any = None
 
-    def started(made: Any) -> None:
-        nonlocal trainer
-        trainer = made
-
-    def each_step(record: StepRecord) -> None:
+    def each_step(trainer: Trainer, record: StepRecord) -> None:
         if record.step % settings.every == 0 or record.step == trainer.total_steps:
             found[record.step] = trainer.evaluate(data.test).loss
 
-    train_model(model, data, context, each_step=each_step, started=started, **{**RATE, **settings.training})
+    trainer = train_model(model, data, context, each_step=each_step, **{**RATE, **settings.training})
     return trainer.history, found
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from snnfast.data import ImageData
 from snnfast.training import Trainer
 from snnfast.training.options import FIND, OptionError
-from snnfast.training.trainer import set_gamma
+from snnfast.tuning.gamma import set_gamma
+from snnfast.tuning.trial import spiking_layers
 
 from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
@@ -84,7 +85,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
                 gamma = ratio = None
                 if variant == "fixed":
                     gamma = 100.0
-                    set_gamma(model, gamma)
+                    set_gamma(spiking_layers(model), gamma)
                 elif variant == "snn":
                     sharpness = sharpen(model, data, settings.tuning)
                     gamma, ratio = sharpness.gamma, sharpness.ratio

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 from snnfast.training.output import OutputFolder
 
-from .experiment import Experiment, Outcome, Plot, Table
+from .experiment import Experiment, Outcome, Plot
 
 RESULT = "result.json"
 _KEYS = {"title", "place", "verdicts", "notes", "tables", "plots"}
@@ -25,7 +24,10 @@ def write(folder: OutputFolder, experiment: Experiment, outcome: Outcome, about:
     Returns what there is to say about files that were not written.
     """
     for table in outcome.tables:
-        folder.write_text(f"{table.name}.csv", _csv(table))
+        for row in table.rows:
+            if len(row) != len(table.columns):
+                raise ValueError(f"table {table.name}: a row of {len(row)} values for {len(table.columns)} columns")
+        folder.write_rows(f"{table.name}.csv", table.columns, table.rows)
     drawn, remarks = _draw(folder, experiment.name, outcome.plots)
     result = {
         "name": experiment.name,
@@ -40,17 +42,6 @@ def write(folder: OutputFolder, experiment: Experiment, outcome: Outcome, about:
     # Last, and it names the others: a folder without it is not a result.
     folder.write_json(RESULT, result)
     return remarks
-
-
-def _csv(table: Table) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.rows:
-        if len(row) != len(table.columns):
-            raise ValueError(f"table {table.name}: a row of {len(row)} values for {len(table.columns)} columns")
-        writer.writerow("" if value is None else value for value in row)
-    return text.getvalue()
 
 
 def _draw(folder: OutputFolder, name: str, plots: Sequence[Plot]) -> tuple[list[Plot], list[str]]:

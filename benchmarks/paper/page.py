@@ -54,7 +54,8 @@ def index(folder: Path, names: Sequence[str]) -> str:
     intro = (
         "<h1>Training Deep Spiking Neural Networks, reproduced</h1>"
         "<p>The tables and figures of Ledinauskas, Ruseckas, Juršėnas and Buračas (arXiv 2006.04436), each as one "
-        "command. Verdicts are inequalities that were fixed before anything was measured.</p>"
+        "command. Verdicts are inequalities that were fixed before anything was measured, but for those that a table's "
+        "own notes name.</p>"
         f"<p><strong>{shown} of {len(verdicts)} verdicts shown.</strong> {_verdict_links(there)}</p>"
     )
     if missing:
@@ -88,13 +89,15 @@ def _section(folder: Path, name: str, result: dict[str, Any]) -> str:
 
 def _about(result: dict[str, Any]) -> str:
     environment = result.get("environment", {})
+    versions = environment.get("versions", {})
+    threads = environment.get("threads")
     facts = [
         f"scale {result.get('scale')}",
         f"{result.get('seconds', 0):.0f} s",
-        environment.get("device"),
-        environment.get("cpu"),
-        f"torch {environment.get('torch')}",
-        f"snnfast {environment.get('snnfast')}",
+        environment.get("device_name"),
+        f"{threads} CPU threads",
+        f"torch {versions.get('torch')}",
+        f"snnfast {versions.get('snnfast')}",
         f"commit {environment.get('commit')}",
     ]
     said = ", ".join(escape(str(fact)) for fact in facts if fact)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import shlex
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from snnfast.data import DataError, load
 from snnfast.training.options import OptionError, check_threads, choose_device
 from snnfast.training.output import OutputError, OutputFolder
-from snnfast.training.run import environment
 from snnfast.training.trainer import reproducible
 
-from .. import environment as machine
+from ..environment import describe
 from . import files, page
 from .experiment import SCALES, Context, Experiment, Verdict
 
@@ -30,48 +27,41 @@ NAMES = ("table1", "table2", "table3", "fig2", "fig3", "fig4", "fig5", "fig6", "
 ALL = "all"
 
 
-class UsageError(Exception):
-    """Arguments that cannot be used; the message is for the user."""
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command with what :func:`add_arguments` reads.
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command with ``argv``.
-
-    Returns its exit code: 0, also where a verdict is NOT SHOWN; 1 where an experiment failed; 2 for wrong arguments,
+    Returns its exit code: 0, also where a verdict is NOT SHOWN; 1 where an experiment failed; 2 for an unknown name,
     missing data or an output folder that cannot be written, found before anything is trained and said in one line.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        parsed = _parser().parse_args(arguments)
-        device = choose_device(parsed.device)
-        check_threads(parsed.threads)
-        names = NAMES if parsed.name == ALL else (parsed.name,)
-        if parsed.name not in (ALL, *NAMES):
-            raise UsageError(f"unknown table or figure {parsed.name!r}; known: {', '.join((*NAMES, ALL))}")
-        experiments = [_experiment(name) for name in names]
-        out = OutputFolder(parsed.out)
+        if arguments.name not in (*NAMES, ALL):
+            raise OptionError(f"unknown table or figure {arguments.name!r}; known: {', '.join((*NAMES, ALL))}")
+        device = choose_device(arguments.device)
+        check_threads(arguments.threads)
+        experiments = [_experiment(name) for name in (NAMES if arguments.name == ALL else (arguments.name,))]
+        out = OutputFolder(arguments.out)
         for one in experiments:
             OutputFolder(out.path / one.name)
-        for data_set in dict.fromkeys(need for one in experiments for need in one.needs(parsed.scale)):
-            load(data_set, parsed.data_dir)
-    except (UsageError, OptionError, OutputError, DataError) as error:
+        for data_set in dict.fromkeys(need for one in experiments for need in one.needs(arguments.scale)):
+            load(data_set, arguments.data_dir)
+    except (OptionError, OutputError, DataError) as error:
         print(f"snnfast reproduce: error: {error}", file=sys.stderr)
         return 2
-    context = Context(parsed.scale, parsed.data_dir, device, _say, str(out.path))
-    command = f"snnfast reproduce {shlex.join(arguments)}"
-    with reproducible(parsed.threads):
-        return _run(experiments, context, out, command)
+    context = Context(arguments.scale, arguments.data_dir, device, _say, str(out.path))
+    with reproducible(arguments.threads):
+        return _run(experiments, context, out, _command(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="snnfast reproduce",
-        description="Reproduces a table or figure of the paper: CSV, plot and verdicts, and a page of all results.",
+def _command(arguments: argparse.Namespace) -> str:
+    """The command that gives these results on another machine, whose folders have other names."""
+    given = [f"--{name} {getattr(arguments, name)}" for name in ("device", "threads") if getattr(arguments, name)]
+    return " ".join([f"snnfast reproduce {arguments.name} --scale {arguments.scale} --data-dir DIR", *given])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = (
+        "Reproduces a table or figure of the paper: CSV, plot and verdicts, and a page of all results."
     )
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(NAMES)}, or {ALL}")
     parser.add_argument(
@@ -87,7 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", default="snnfast-paper", help="folder for the results (default: ./snnfast-paper)"
     )
-    return parser
 
 
 def _experiment(name: str) -> Experiment:
@@ -129,26 +118,11 @@ def _one(experiment: Experiment, context: Context, out: OutputFolder, command: s
         torch.manual_seed(0)  # nothing depends on what ran before
         outcome = experiment.run(context)
     seconds = time.monotonic() - begin
-    described = machine.describe(context.device)
-    about = {
-        "scale": context.scale,
-        "seconds": seconds,
-        "command": command,
-        "environment": {
-            **environment(context.device),
-            "cpu": described["cpu"],
-            "commit": described["commit"],
-            "allocator": described["allocator"],
-            "date": described["date"],
-        },
-    }
+    environment = describe(context.device)
+    about = {"scale": context.scale, "seconds": seconds, "command": command, "environment": environment}
     folder = OutputFolder(Path(out.path) / experiment.name)
     remarks = files.write(folder, experiment, outcome, about)
     for line in (*outcome.verdicts, *outcome.notes, *remarks):
         print(line)
     print(f"{experiment.name}: {seconds:.0f} s", flush=True)
     return outcome.verdicts
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,8 +26,7 @@ from .experiment import Context, Settings, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Ink, grid and paper of all plots; the page that shows them puts the reader's own in their place.
-INK, GRID, PAPER = "#1f2833", "#dfe3e8", "#fefefe"
+GRID = "#dfe3e8"
 
 COLOURS = {"ann": "#3f7fd0", "snn": "#d1495b", "fixed": "#2f9e6e", "converted": "#c98a1b"}
 """One colour for each kind of network in all figures: the paper's own, where it has one."""
@@ -82,27 +81,22 @@ def _part(split: Split, count: int | None, size: int | None) -> Split:
 def network(name: str, data: ImageData, context: Context, *, seed: int = 0, **options: Any) -> nn.Module:
     """The network ``name`` for the images of ``data``, on the context's device, its weights drawn from ``seed`` alone.
 
-    ``options`` are those of :func:`snnfast.models.build`; classes, channels and image size come from ``data``.
+    ``options`` are those that ``data`` does not give, see :func:`snnfast.models.for_images`.
     """
-    channels, size, _ = data.image_shape
-    options = {"num_classes": data.classes, "in_channels": channels, **options}
-    if models.takes(name, "image_size"):
-        options.setdefault("image_size", size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.build(name, **options).to(context.device)
+        return models.for_images(name, data.image_shape, data.classes, **options).to(context.device)
 
 
 def train_model(
-    model: nn.Module, data: ImageData, context: Context, *, each_step: Callable[[StepRecord], None] | None = None,
-    started: Callable[[Trainer], None] | None = None, **options: Any,
+    model: nn.Module, data: ImageData, context: Context, *,
+    each_step: Callable[[Trainer, StepRecord], None] = lambda trainer, record: None, **options: Any,
 ) -> Trainer:  # fmt: skip
     """Trains ``model`` as it is on ``data`` and says a line per epoch.
 
     Args:
         model: on the context's device, its γ and thresholds set.
-        each_step: called with the record of every step, after it.
-        started: called with the trainer before the first step.
+        each_step: called with the trainer and the record of every step, after it.
         **options: of :class:`snnfast.training.TrainOptions`: epochs, batch_size, lr, schedule, augment, seed, …
 
     Returns:
@@ -119,11 +113,8 @@ def train_model(
             context.say(
                 f"  epoch {step.epoch}/{settings.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}, {seconds:.1f} s"
             )
-        if each_step is not None:
-            each_step(step)
+        each_step(trainer, step)
 
-    if started is not None:
-        started(trainer)
     with reproducible(None):
         trainer.fit(record)
     return trainer
@@ -169,6 +160,10 @@ class Again:
         return replace(self.split, images=self.split.images[first], labels=self.split.labels[first])
 
 
+TOLERANCE = 0.05
+"""How far from 1 the ratio of gradients may be for a sharpness to count as balanced."""
+
+
 @dataclass(frozen=True)
 class Sharpness:
     """The sharpness γ that a network has, the ratio of its halves' gradients there, and whether it was balanced."""
@@ -178,7 +173,7 @@ class Sharpness:
     balanced: bool
 
     def __str__(self) -> str:
-        return f"{self.gamma:.3g}" + ("" if self.balanced else " (not balanced: the default)")
+        return f"{self.gamma:.3g}" + ("" if self.balanced else f" (not balanced: ratio {self.ratio:.2g})")
 
 
 def sharpen(model: nn.Module, data: ImageData, tuning: tuple[int, int] = (8, 32)) -> Sharpness:
@@ -192,8 +187,9 @@ def sharpen(model: nn.Module, data: ImageData, tuning: tuple[int, int] = (8, 32)
     batches, batch_size = tuning
     chosen = list(itertools.islice(data.train.batches(min(batch_size, len(data.train))), batches))
     try:
-        search = tune_gamma(model, chosen)
-        return Sharpness(search.gamma, search.ratio, True)
+        search = tune_gamma(model, chosen, tolerance=TOLERANCE)
+        # Where no γ comes near, tune_gamma sets the nearest and warns.
+        return Sharpness(search.gamma, search.ratio, abs(search.ratio - 1) <= TOLERANCE)
     except ValueError:
         profile = gradient_profile(model, chosen)
         return Sharpness(profile.gammas[0], profile.ratio, False)
