@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-import torch
+import two_processes
 
 import snnfast as sf
 
@@ -128,25 +123,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    store = tmp_path_factory.mktemp("store") / "file"
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-P", "-c", WORKER, str(rank), str(store), json.dumps(CASES)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        done = [worker.communicate(timeout=150) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for worker, (_, errors) in zip(workers, done, strict=True):
-        assert worker.returncode == 0, errors
-    return [json.loads(output.split("REPORT")[1].splitlines()[0]) for output, _ in done]
+    return two_processes.reports(WORKER, tmp_path_factory.mktemp("store"), CASES)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: ", ".join(f"{k}={v}" for k, v in CASES[i].items()))
