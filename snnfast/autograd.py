@@ -15,6 +15,8 @@ from torch.autograd.function import Function
 
 from . import ops, packing
 from ._backend import check_device
+from ._dispatch import any_batched, complete, gradient_of
+from ._tracing import recording, unrecorded
 from .dynamics import Dynamics, check_call
 
 __all__ = ["announce", "begin", "once_differentiable", "run"]
@@ -25,9 +27,8 @@ class _Integrate(Function):
 
     @staticmethod
     def forward(ctx, current, v0, threshold, tau, dynamics, steps, time_dim, keep):
-        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
         spikes, v_last, potential, checkpoints = ops.integrate_forward(
-            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep
+            current, v0, threshold, tau, *dynamics.numbers, steps, time_dim, keep
         )
         ctx.save_for_backward(current, v0, threshold, tau, checkpoints)
         ctx.dynamics, ctx.steps, ctx.time_dim = dynamics, steps, time_dim
@@ -56,10 +57,23 @@ class _Integrate(Function):
         return *once_differentiable(ctx.dynamics.name, compute, tensors), None, None, None, None
 
 
+@gradient_of("integrate_forward")
+def integrate_recorded(current, v0, threshold, tau, *others):
+    """The op with its gradient, for networks that were recorded as ops."""
+    *numbers, steps, time_dim, keep = others
+    dynamics = Dynamics.of_numbers("snnfast::integrate_forward", *numbers)
+    outputs = _Integrate.apply(current, v0, threshold, tau, dynamics, steps, time_dim, keep | ops.CHECKPOINTS)
+    checkpoints = None
+    if keep & ops.CHECKPOINTS:  # the Function keeps its own to itself
+        with torch.no_grad():
+            checkpoints = ops.integrate_forward(current, v0, threshold, tau, *others)[3]
+    return complete((*outputs, checkpoints), ops.SPIKES_AND_STATES, current)
+
+
 def once_differentiable(name: str, compute: Callable[..., Any], tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
     """``compute(*tensors)``, whose results are gradients. Under create_graph=True they must not pass for constants."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        if ops.any_batched(tensors):  # vmap would lose the refusal below
+        if any_batched(tensors):  # vmap would lose the refusal below
             raise NotImplementedError(
                 f"{name} has no second derivative: it was asked for gradients of batched gradients "
                 "(create_graph=True with is_grads_batched=True, vectorize=True or vmap)"
@@ -122,9 +136,11 @@ def run(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Checks a call and runs it. ``keep``: whether v_last and the potential are wanted; they mean nothing otherwise."""
-    begin(dynamics.name, current, v0, threshold, tau, steps, time_dim)
+    recorded = recording()
+    given = (dynamics.name, current, v0, threshold, tau, steps, time_dim)
+    unrecorded(begin, *given) if recorded else begin(*given)
     held_steps = 0 if steps is None else steps
-    if torch.is_grad_enabled() and (
+    if (not recorded and torch.is_grad_enabled()) and (
         current.requires_grad
         or (v0 is not None and v0.requires_grad)
         or (threshold is not None and threshold.requires_grad)
@@ -134,9 +150,8 @@ def run(
             current, v0, threshold, tau, dynamics, held_steps, time_dim, keep | ops.CHECKPOINTS
         )
     else:
-        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
         spikes, v_last, potential, _ = ops.integrate_forward(
-            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, held_steps, time_dim, keep
+            current, v0, threshold, tau, *dynamics.numbers, held_steps, time_dim, keep
         )
     announce(spikes)
     return spikes, v_last, potential

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from ._tracing import as_leaf
 from .dynamics import flag
 from .layers import IF, LIF
 from .normalized import BatchNorm, check_eps, check_momentum, resolve_group, run_normalized
@@ -83,6 +84,8 @@ class _BatchNormNeuron(nn.Module):
             TypeError, ValueError, RuntimeError, NotImplementedError: see
                 snnfast.functional.batch_norm_integrate_and_fire.
         """
+        if isinstance(current, fx.Proxy) or isinstance(residual, fx.Proxy):
+            return as_leaf(self, current, residual, steps)
         return self._over_time(current, steps, residual)
 
     def _run(

@@ -42,6 +42,15 @@ class Dynamics:
         shape = (s.code, s.sharpness, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
         object.__setattr__(self, "numbers", (self.threshold, self.tau, self.reset_value, self.flags, *shape))
 
+    @classmethod
+    def of_numbers(
+        cls, name: str, threshold: float, tau: float, reset_value: float, flags: int, shape: int, gamma: float,
+        beta: float,
+    ) -> Dynamics:  # fmt: skip
+        """The dynamics whose ``numbers`` an op was given."""
+        kind = next(kind for kind in SHAPES.values() if kind.code == shape)
+        return cls(name, threshold, tau, reset_value, flags, kind(gamma=gamma, beta=beta))
+
     @property
     def leaky(self) -> bool:
         return bool(self.flags & LEAKY)
@@ -180,8 +189,8 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_time_dim(time_dim: object) -> None:
-    # A symbolic number stands for an int while torch.compile traces.
-    if isinstance(time_dim, bool) or not isinstance(time_dim, int | torch.SymInt) or time_dim not in (0, 1):
+    # A symbolic number stands for an int while torch.compile traces (whose torch 2.6 knows no `int | SymInt`).
+    if isinstance(time_dim, bool) or not isinstance(time_dim, (int, torch.SymInt)) or time_dim not in (0, 1):
         raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
 
 
@@ -226,8 +235,8 @@ def check_call(
             raise ValueError(f"current has 0 time steps in dimension {time_dim} of {list(current.shape)}; at least 1")
         sizes = [*current.shape[:time_dim], *current.shape[time_dim + 1 :]]
     else:
-        # A symbolic number stands for an int while torch.compile traces.
-        if isinstance(steps, bool) or not isinstance(steps, int | torch.SymInt):
+        # A symbolic number stands for an int while torch.compile traces (whose torch 2.6 knows no `int | SymInt`).
+        if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)):
             raise TypeError(f"steps must be an int, got {type(steps).__name__}")
         if steps < 1 or steps > MOST_STEPS:
             raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from . import ops
 from .autograd import run
@@ -13,6 +13,11 @@ from .normalized import BatchNorm, check_momentum, run_normalized
 from .surrogate import Surrogate
 
 __all__ = ["batch_norm_integrate_and_fire", "integrate_and_fire", "leaky_integrate_and_fire"]
+
+
+# One node each of a torch.fx graph, called as snnfast.functional.…
+for _name in __all__:
+    fx.wrap(_name)
 
 
 def _as_tensor(value: Any) -> Tensor | None:

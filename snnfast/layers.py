@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import autograd, ops
+from ._tracing import Layer, as_leaf, refuse_to_record
 from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
 from .surrogate import SHAPES, Surrogate
 
@@ -19,7 +20,7 @@ _OPTIONS = ("reset", "reset_value", "surrogate", "detach_reset", "fire_on_equal"
 _OPTION_DEFAULTS = {"reset": "hard", "reset_value": 0.0, "detach_reset": None, "fire_on_equal": False, "delay": False}
 
 
-class _Neuron(nn.Module):
+class _Neuron(Layer):
     """What IF and LIF share: options, threshold, carried state, checkpoints.
 
     Options are ordinary attributes; assigning one (``layer.surrogate = …``) checks it and takes effect at once.
@@ -95,6 +96,8 @@ class _Neuron(nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError, NotImplementedError: see snnfast.functional.integrate_and_fire.
         """
+        if isinstance(current, fx.Proxy):
+            return as_leaf(self, current, steps)
         return self._over_time(current, steps)
 
     def _over_time(self, current: Tensor, *arguments: Any) -> Tensor:
@@ -102,6 +105,11 @@ class _Neuron(nn.Module):
         threshold, tau = self._tables()
         if not self.carry_state:
             return self._run(current, None, threshold, tau, 0, *arguments)[0]
+        refuse_to_record(
+            type(self).__name__,
+            "it carries its state from call to call; record the functional form, whose v0 is an argument and whose "
+            "v_last is a result",
+        )
         v0 = self._state
         if not torch.compiler.is_compiling():
             if torch._C._current_graph_task_id() != -1:
@@ -375,7 +383,7 @@ class LIF(_Neuron):
         return f"tau={tau}, decay_input={self.decay_input}, {super().extra_repr()}{learned}"
 
 
-class Readout(nn.Module):
+class Readout(Layer):
     """Currents or spikes over time to logits: [T, B, ...] → [B, ...] (the paper's section 2.1).
 
     Args:
@@ -396,6 +404,8 @@ class Readout(nn.Module):
         self.time_dim = time_dim
 
     def forward(self, over_time: Tensor) -> Tensor:
+        if isinstance(over_time, fx.Proxy):
+            return as_leaf(self, over_time)
         if not isinstance(over_time, Tensor):
             raise TypeError(f"Readout needs a tensor, got {type(over_time).__name__}")
         if over_time.dim() <= self.time_dim:
@@ -406,7 +416,7 @@ class Readout(nn.Module):
         return repr(self.mode) + (f", time_dim={self.time_dim}" if self.time_dim else "")
 
 
-class OverTime(nn.Module):
+class OverTime(Layer):
     """Applies a stateless module to all time steps at once: [T, B, ...] is seen as [T·B, ...].
 
     The module must treat its batch dimension as such (nn.Conv2d, nn.Linear, pooling; nn.BatchNorm2d then takes its
@@ -427,6 +437,8 @@ class OverTime(nn.Module):
         self.module = module
 
     def forward(self, over_time: Tensor) -> Tensor:
+        if isinstance(over_time, fx.Proxy):
+            return as_leaf(self, over_time)
         if not isinstance(over_time, Tensor):
             raise TypeError(f"OverTime needs a tensor [T, B, ...], got {type(over_time).__name__}")
         if over_time.dim() < 2:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from . import _backend
+from ._dispatch import define, library, op
 from ._layout import plan
 from .dynamics import state_dtype
-from .ops import DTYPE_CODES, as_current, channel_sums, define, library, op
+from .ops import DTYPE_CODES, as_current, channel_sums
 
 define(
     "batch_norm_tables(Tensor current, Tensor? weight, Tensor? bias, float eps, SymInt steps, int time_dim) "

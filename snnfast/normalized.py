@@ -8,6 +8,7 @@ steps, checkpoints of the potential: both backward passes rebuild the potentials
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.autograd.function import Function
 
 from . import ops
 from ._checks import number
+from ._dispatch import complete, define, gradient_of, library, op
+from ._tracing import recording, refuse_to_record, unrecorded
 from .autograd import announce, begin, once_differentiable
 from .dynamics import DTYPES, Dynamics, check_dense, state_dtype
 from .normalization_ops import (
@@ -85,11 +88,9 @@ class _NormalizedIntegrate(Function):
         ctx, current, residual, v0, threshold, tau, weight, bias, moments, tables, count, dynamics, norm, steps,
         time_dim, keep
     ):  # fmt: skip
-        threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
         spikes, v_last, potential, checkpoints = ops.normalized_forward(
-            current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep,
-            tables, residual,
-        )  # fmt: skip
+            current, v0, threshold, tau, *dynamics.numbers, steps, time_dim, keep, tables, residual
+        )
         ctx.save_for_backward(current, residual, v0, threshold, tau, weight, bias, moments, count, tables, checkpoints)
         ctx.dynamics, ctx.norm, ctx.steps, ctx.time_dim = dynamics, norm, steps, time_dim
         ctx.set_materialize_grads(False)
@@ -249,6 +250,57 @@ def check_residual(residual: Tensor, current: Tensor, steps: int | None, time_di
         )
 
 
+def check_and_begin(
+    name: str,
+    norm: BatchNorm,
+    current: Tensor,
+    residual: Tensor | None,
+    v0: Tensor | None,
+    threshold: Tensor | None,
+    tau: Tensor | None,
+    steps: int | None,
+    time_dim: int,
+    channels: int | None,
+    per_channel: dict[str, Tensor | None],
+) -> int:
+    """What every call checks before it runs; the number of values per channel."""
+    begin(name, current, v0, threshold, tau, steps, time_dim, residual, per_channel["weight"], per_channel["bias"])
+    check_normalized_call(current, residual, steps, time_dim, channels, **per_channel)
+    values = current.numel() // max(channels_of(current, steps is not None), 1)
+    if norm.batch and values == 1 and runs_alone(norm):
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {current.size()}")
+    return values
+
+
+def batch_statistics(
+    norm: BatchNorm,
+    current: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    steps: int,
+    time_dim: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What the currents are normalized by: moments, the tables made of them, what the running statistics move towards
+    (None in evaluation) and the number of values of all processes (None for one process alone)."""
+    state = state_dtype(current.dtype)
+    if not norm.batch:
+        moments = torch.stack([mean, variance]).double()
+        return moments, normalization_tables_op(moments, weight, bias, norm.eps, state), None, None
+    moments, tables, tracked = batch_norm_tables_op(current, weight, bias, norm.eps, steps, time_dim)
+    if runs_alone(norm):
+        return moments, tables, tracked, None
+    values = current.numel() // max(channels_of(current, steps > 0), 1)
+    moments, count = moments_of_all(moments, values, norm.process_group)
+    tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
+    return moments, tables, tracked_of_all(moments, count, mean, variance), count
+
+
+def runs_alone(norm: BatchNorm) -> bool:
+    return norm.process_group is None or torch.distributed.get_world_size(norm.process_group) == 1
+
+
 def run_normalized(
     dynamics: Dynamics,
     norm: BatchNorm,
@@ -272,39 +324,85 @@ def run_normalized(
     ``running``: running mean and variance; what the batch is normalized by where ``norm.batch`` is False, and otherwise
     updated in place where ``momentum`` is given; ``batches`` is then counted up.
     """
-    begin(dynamics.name, current, v0, threshold, tau, steps, time_dim, residual, weight, bias)
     mean, variance = running or (None, None)
-    check_normalized_call(
-        current, residual, steps, time_dim, channels, weight=weight, bias=bias, running_mean=mean, running_var=variance
-    )
+    per_channel = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    call = (dynamics.name, norm, current, residual, v0, threshold, tau, steps, time_dim, channels, per_channel)
+    recorded = recording()
+    values = unrecorded(check_and_begin, *call) if recorded else check_and_begin(*call)
     held_steps = 0 if steps is None else steps
-    state = state_dtype(current.dtype)
+    given = (current, residual, v0, threshold, tau, weight, bias)
     count = None
-    with torch.no_grad():
-        if norm.batch:
-            values = current.numel() // max(channels_of(current, steps is not None), 1)
-            alone = norm.process_group is None or torch.distributed.get_world_size(norm.process_group) == 1
-            if alone and values == 1:
-                raise ValueError(
-                    f"Expected more than 1 value per channel when training, got input size {current.size()}"
-                )
-            moments, tables, tracked = batch_norm_tables_op(current, weight, bias, norm.eps, held_steps, time_dim)
-            if not alone:
-                moments, count = moments_of_all(moments, values, norm.process_group)
-                tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-                tracked = tracked_of_all(moments, count, mean, variance)
-            # Before the autograd Function: activation checkpointing stops a recomputation there.
-            if batches is not None and momentum is not None:
+    if recorded:
+        if norm.batch and not runs_alone(norm):
+            refuse_to_record(dynamics.name, "its statistics are over several processes; record it in evaluation mode")
+        *outputs, tracked = normalized_integrate(
+            *given, mean, variance, *dynamics.numbers, norm.eps, norm.batch, held_steps, time_dim, keep
+        )
+    else:
+        with torch.no_grad():
+            moments, tables, tracked, count = batch_statistics(
+                norm, current, weight, bias, mean, variance, held_steps, time_dim
+            )
+    # Before the autograd Function: activation checkpointing stops a recomputation there.
+    if norm.batch and momentum is not None:
+        # An exported program with grad modes inside can be neither saved nor split, and needs none here.
+        with nullcontext() if recorded else torch.no_grad():
+            if batches is not None:
                 batches.add_(1)
-            if mean is not None and momentum is not None and (values or count is not None):
+            if mean is not None and (values or count is not None):
                 track(mean, tracked[0], momentum)
                 track(variance, tracked[1], momentum)
-        else:
-            moments = torch.stack([mean, variance]).double()
-            tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-    given = (current, residual, v0, threshold, tau, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        keep |= ops.CHECKPOINTS
-    outputs = _NormalizedIntegrate.apply(*given, moments, tables, count, dynamics, norm, held_steps, time_dim, keep)
+    if not recorded:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+            keep |= ops.CHECKPOINTS
+        outputs = _NormalizedIntegrate.apply(*given, moments, tables, count, dynamics, norm, held_steps, time_dim, keep)
     announce(outputs[0])
-    return outputs
+    return tuple(outputs)
+
+
+# The two, statistics included, as one op with a gradient of its own: for networks recorded as ops
+
+define(
+    f"normalized_integrate(Tensor current, Tensor? residual, {ops.STATES}Tensor? weight, Tensor? bias, "
+    f"Tensor? running_mean, Tensor? running_var, {ops.NUMBERS}float eps, bool batch, {ops.CALL}int keep) "
+    "-> (Tensor spikes, Tensor v_last, Tensor potential, Tensor tracked)"
+)
+
+
+def integrate_normalized(current, residual, v0, threshold, tau, weight, bias, mean, variance, *others):
+    """Spikes, where wanted the last and the recorded potentials, and [2, C] for the running statistics."""
+    *numbers, eps, batch, steps, time_dim, keep = others
+    _, tables, tracked, _ = batch_statistics(
+        BatchNorm(eps, batch), current, weight, bias, mean, variance, steps, time_dim
+    )
+    outputs = ops.normalized_forward(
+        current, v0, threshold, tau, *numbers, steps, time_dim, keep & ~ops.CHECKPOINTS, tables, residual
+    )
+    return *outputs[:3], tracked
+
+
+@gradient_of("normalized_integrate")
+def integrate_normalized_recorded(current, residual, v0, threshold, tau, weight, bias, mean, variance, *others):
+    *numbers, eps, batch, steps, time_dim, keep = others
+    norm, dynamics = BatchNorm(eps, batch), Dynamics.of_numbers("snnfast::normalized_integrate", *numbers)
+    with torch.no_grad():
+        moments, tables, tracked, _ = batch_statistics(
+            norm, current, weight, bias, mean, variance, steps, time_dim
+        )
+    outputs = _NormalizedIntegrate.apply(
+        current, residual, v0, threshold, tau, weight, bias, moments, tables, None, dynamics, norm, steps, time_dim,
+        keep | ops.CHECKPOINTS,
+    )  # fmt: skip
+    return complete((*outputs, tracked), ops.SPIKES_AND_STATES, current)
+
+
+@torch.library.register_fake("snnfast::normalized_integrate", lib=library)
+def integrate_normalized_shapes(current, residual, v0, threshold, tau, weight, bias, mean, variance, *others):
+    *numbers, _, batch, steps, time_dim, keep = others
+    keep &= ~ops.CHECKPOINTS
+    outputs = ops.forward_shapes(current, v0, threshold, tau, *numbers, steps, time_dim, keep)
+    channels = channels_of(current, steps != 0)
+    return *outputs[:3], current.new_empty((2, channels) if batch else 0, dtype=state_dtype(current.dtype))
+
+
+normalized_integrate = op("normalized_integrate", integrate_normalized, outputs=ops.SPIKES_AND_STATES)

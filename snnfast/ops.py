@@ -2,14 +2,16 @@
 
 ``snnfast::integrate_forward`` and ``snnfast::integrate_backward`` run the neurons; the same with ``normalized_`` ahead
 run them on normalized currents, with what lies between the passes in normalization_ops.py. All are opaque to
-torch.compile and know no autograd (functional.py and normalized.py wrap them). They mutate nothing and return a fixed
-number of tensors; one that was not asked for is empty. Registered with ``Library.define`` and ``impl``, which cost less
-per call than ``custom_op``.
+torch.compile. They mutate nothing and return a fixed number of tensors; one that was not asked for is empty. How they
+are registered and called is in _dispatch.py.
+
+A call goes through an autograd Function outside of the ops (autograd.py, normalized.py). What records a network as its
+ops (torch.export, torch.jit.trace) records ops that have that gradient themselves: ``integrate_forward``, which takes
+the surrogate for it alone, and ``normalized_integrate``. Differentiating any other is an error by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from . import _backend
 from ._backend import core
+from ._dispatch import define, library, op
 from ._layout import Plan, plan, spikes_like
 from .dynamics import ATTACHED, DELAY, FIRE_ON_EQUAL, INPUT_DECAYS, LEAKY, SOFT, state_dtype
 
@@ -28,32 +31,25 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 LAST, POTENTIAL, CHECKPOINTS = 1, 2, 4
 INITIAL, THRESHOLD, TAU, CURRENT, RESIDUAL, SUMS = 1, 2, 4, 8, 16, 32
 
-NEURON = (
-    "Tensor? v0, Tensor? threshold, Tensor? tau, {more}float threshold_value, float tau_value, float reset_value, "
-    "int flags, {surrogate}SymInt steps, int time_dim, "
+NUMBERS = (
+    "float threshold_value, float tau_value, float reset_value, int flags, int shape, float gamma, float beta, "
 )
+CALL = "SymInt steps, int time_dim, "
+STATES = "Tensor? v0, Tensor? threshold, Tensor? tau, "
 GRADIENTS = "Tensor? grad_spikes, Tensor? grad_v_last, Tensor? grad_potential, Tensor current, "
-SHAPE = "int shape, float gamma, float beta, "
 OUTPUTS = "(Tensor spikes, Tensor v_last, Tensor potential, Tensor checkpoints)"
 
-library = torch.library.Library("snnfast", "DEF")
-
-
-def define(schema: str) -> None:
-    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-
-define(f"integrate_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep) -> {OUTPUTS}")
+define(f"integrate_forward(Tensor current, {STATES}{NUMBERS}{CALL}int keep) -> {OUTPUTS}")
 define(
-    f"integrate_backward({GRADIENTS}{NEURON.format(more='Tensor? checkpoints, ', surrogate=SHAPE)}int wanted) "
+    f"integrate_backward({GRADIENTS}{STATES}Tensor? checkpoints, {NUMBERS}{CALL}int wanted) "
     "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau)"
 )
 define(
-    f"normalized_forward(Tensor current, {NEURON.format(more='', surrogate='')}int keep, Tensor tables, "
-    f"Tensor? residual) -> {OUTPUTS}"
+    f"normalized_forward(Tensor current, {STATES}{NUMBERS}{CALL}int keep, Tensor tables, Tensor? residual) "
+    f"-> {OUTPUTS}"
 )
 define(
-    f"normalized_backward({GRADIENTS}{NEURON.format(more='Tensor? checkpoints, ', surrogate=SHAPE)}int wanted, "
+    f"normalized_backward({GRADIENTS}{STATES}Tensor? checkpoints, {NUMBERS}{CALL}int wanted, "
     "Tensor tables, Tensor? gradient_tables, Tensor? residual) "
     "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau, Tensor grad_residual, "
     "Tensor sums)"
@@ -142,13 +138,19 @@ def forward(
     tau_value: float,
     reset_value: float,
     flags: int,
+    shape: int,
+    gamma: float,
+    beta: float,
     steps: int,
     time_dim: int,
     keep: int,
     normalization: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Spikes, and where wanted the last potential, the recorded potentials and the checkpoints."""
+    """Spikes, and where wanted the last potential, the recorded potentials and the checkpoints.
+
+    The surrogate (shape, gamma and beta) is for the op's gradient.
+    """
     state = state_dtype(current.dtype)
     tables = None
     if threshold is not None or tau is not None:
@@ -367,8 +369,8 @@ def backward(*arguments: Any) -> tuple[Tensor | None, ...]:
 
 @torch.library.register_fake("snnfast::integrate_forward", lib=library)
 def forward_shapes(
-    current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep,
-    tables=None, residual=None
+    current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, shape, gamma, beta, steps, time_dim,
+    keep, tables=None, residual=None
 ):  # fmt: skip
     state = state_dtype(current.dtype)
     spikes = spikes_like(current, steps, time_dim)
@@ -420,69 +422,9 @@ def plain_backward_shapes(*arguments):
 
 torch.library.register_fake("snnfast::normalized_forward", forward_shapes, lib=library)
 
-# Whose dtype the outputs of an op have, where some may not be wanted.
-EMPTY_OUTPUTS = {
-    "integrate_forward": ("current", "state", "state", "state"),
-    "integrate_backward": ("current", "state", "state", "state"),
-    "normalized_forward": ("current", "state", "state", "state"),
-    "normalized_backward": ("current", "state", "state", "state", "current", "sums"),
-}
-PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
-is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
-is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-
-
-def any_batched(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a tensor stands for a batch of them: of torch.func.vmap, or of autograd.grad(is_grads_batched=True)."""
-    for t in tensors:  # noqa: SIM110 (a generator costs as much as all the questions)
-        if t is not None and (is_legacy_batched(t) or is_functorch_wrapped(t)):
-            return True
-    return False
-
-
-def op(name: str, implementation: Callable[..., Any], position: int = 0) -> Callable[..., Any]:
-    """Implements an op for every device that has kernels, and returns it as a function.
-
-    Where nobody listens to the dispatcher (no compiler, no dispatch mode, no tensor subclass, no batched gradient), the
-    function is the implementation itself: the way through the dispatcher and back costs more than all else in a small
-    layer. Argument number ``position``, a tensor, tells; gradients come before it.
-    """
-    # An op always returns its tensors: an empty one stands for what nobody asked for.
-    dtypes = EMPTY_OUTPUTS.get(name)
-
-    def complete(*arguments: Any) -> Any:
-        found = implementation(*arguments)
-        if dtypes is None:
-            return found
-        tensor = arguments[position]
-        own = {"current": tensor.dtype, "state": state_dtype(tensor.dtype), "sums": torch.float64}
-        return tuple(
-            torch.empty(0, dtype=own[dtype], device=tensor.device) if output is None else output
-            for output, dtype in zip(found, dtypes, strict=True)
-        )
-
-    for key in ("CPU", "CUDA"):
-        library.impl(name, complete, key)
-    # No autograd of their own. Torch's stand-in for that would mark the outputs, the shared empty ones included.
-    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    dispatched = getattr(torch.ops.snnfast, name).default
-
-    def call(*arguments: Any) -> Any:
-        tensor = arguments[position]
-        if (
-            not torch.compiler.is_compiling()
-            and type(tensor) in PLAIN_TENSORS
-            and (tensor.is_cpu or tensor.is_cuda)
-            and torch._C._len_torch_dispatch_stack() == 0
-            and (position == 0 or not any_batched(arguments[:position]))
-        ):
-            return implementation(*arguments)
-        return dispatched(*arguments)
-
-    return call
-
-
-integrate_forward = op("integrate_forward", forward)
-integrate_backward = op("integrate_backward", backward, 3)
-normalized_forward = op("normalized_forward", forward)
-normalized_backward = op("normalized_backward", run_backward, 3)
+# Whose dtype the outputs have, in order.
+SPIKES_AND_STATES = ("current", "state", "state", "state")
+integrate_forward = op("integrate_forward", forward, outputs=SPIKES_AND_STATES)
+integrate_backward = op("integrate_backward", backward, 3, outputs=SPIKES_AND_STATES)
+normalized_forward = op("normalized_forward", forward, outputs=SPIKES_AND_STATES)
+normalized_backward = op("normalized_backward", run_backward, 3, outputs=(*SPIKES_AND_STATES, "current", "sums"))

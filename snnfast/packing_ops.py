@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import _backend
-from .ops import DTYPE_CODES, define, library, op
+from ._dispatch import define, library, op
+from .ops import DTYPE_CODES
 
 define("pack_bits(Tensor spikes) -> Tensor")
 define("unpack_bits(Tensor bits, SymInt count, ScalarType dtype) -> Tensor")

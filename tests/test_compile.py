@@ -234,8 +234,7 @@ def op_arguments():
 @pytest.mark.parametrize("name", op_arguments())
 def test_the_ops_pass_torchs_own_check(name):
     current, v0, threshold, tau, dynamics, steps, time_dim, keep = op_arguments()[name]
-    threshold_value, tau_value, reset_value, flags, *_ = dynamics.numbers
-    forward = (current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, steps, time_dim, keep)
+    forward = (current, v0, threshold, tau, *dynamics.numbers, steps, time_dim, keep)
     torch.library.opcheck(torch.ops.snnfast.integrate_forward.default, forward)
     spikes, v_last, potential, checkpoints = ops.integrate_forward(*forward[:-1], keep | ops.CHECKPOINTS)
     tables = ops.THRESHOLD * (threshold is not None) | ops.TAU * (tau is not None)

@@ -1,0 +1,56 @@
+"""What the layers do where a network is not run but written down: by torch.fx, torch.jit and torch.export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+__all__ = ["Layer", "as_leaf", "recording", "refuse_to_record", "unrecorded"]
+
+# torch 2.6 cannot tell an export from a compilation while dynamo traces; other exports raise the flag for both.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: not torch.compiler.is_dynamo_compiling())
+
+
+def recording() -> bool:
+    """Whether what runs is written down as ops, to run without us: by torch.export or torch.jit.trace."""
+    if torch.compiler.is_compiling():
+        return _is_exporting()
+    return torch._C._is_tracing()
+
+
+def unrecorded(check: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function without torch.jit.trace writing down what it asks of shapes."""
+    if torch.compiler.is_compiling():
+        return check(*arguments)
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        return check(*arguments)
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+def refuse_to_record(name: str, why: str) -> None:
+    """Raises NotImplementedError where the call is being recorded."""
+    if recording():
+        how = "torch.export" if torch.compiler.is_compiling() else "torch.jit.trace"
+        raise NotImplementedError(f"{name} cannot be recorded by {how}: {why}")
+
+
+def as_leaf(layer: nn.Module, *arguments: Any, **named: Any) -> fx.Proxy:
+    """The call of a layer as one node of a torch.fx graph, as those of torch.nn's layers are."""
+    tracer = next(a for a in (*arguments, *named.values()) if isinstance(a, fx.Proxy)).tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, named)
+
+
+class Layer(nn.Module):
+    """Base of the layers, which torch.jit.script cannot compile and should say so of by name."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose forward is Python around an op; "
+            "torch.jit.trace(model, sample) and torch.export.export(model, (sample,)) record it, torch.compile runs it"
+        )
