@@ -25,7 +25,7 @@ PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
-# make_fx(pre_dispatch=True) shows as a mode for functions in the forward pass, and in the backward pass as this key only.
+# make_fx(pre_dispatch=True) shows as a function mode in the forward pass, in the backward pass as this key only.
 is_included, PRE_DISPATCH = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
 
 _gradients: dict[str, Callable[..., Any]] = {}
@@ -67,13 +67,13 @@ class _Underivable(Function):
 
     @staticmethod
     def forward(ctx, name, dispatched, *arguments):
-        ctx.name = name
+        ctx.called = name
         return dispatched(*arguments)
 
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(
-            f"snnfast::{ctx.name} has no derivative of its own: it was recorded without the autograd Function around "
+            f"snnfast::{ctx.called} has no derivative of its own: it was recorded without the autograd Function around "
             "it. Record the network with torch.export (strict=False) or torch.jit.trace, whose ops have one"
         )
 

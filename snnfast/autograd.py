@@ -23,26 +23,30 @@ __all__ = ["announce", "begin", "once_differentiable", "run"]
 
 
 class _Integrate(Function):
-    """The forward op and its gradient. Gradients that nobody sends arrive as None, not as zeros."""
+    """The forward op and its gradient. Gradients that nobody sends arrive as None, not as zeros.
+
+    ``name`` and ``numbers`` are those of the Dynamics, which itself torch 2.6 cannot trace as an argument.
+    """
 
     @staticmethod
-    def forward(ctx, current, v0, threshold, tau, dynamics, steps, time_dim, keep):
+    def forward(ctx, current, v0, threshold, tau, name, numbers, steps, time_dim, keep):
         spikes, v_last, potential, checkpoints = ops.integrate_forward(
-            current, v0, threshold, tau, *dynamics.numbers, steps, time_dim, keep
+            current, v0, threshold, tau, *numbers, steps, time_dim, keep
         )
         ctx.save_for_backward(current, v0, threshold, tau, checkpoints)
-        ctx.dynamics, ctx.steps, ctx.time_dim = dynamics, steps, time_dim
+        ctx.neuron, ctx.numbers, ctx.steps, ctx.time_dim, ctx.keep = name, numbers, steps, time_dim, keep
         ctx.set_materialize_grads(False)
-        return spikes, v_last if keep & ops.LAST else None, potential if keep & ops.POTENTIAL else None
+        return spikes, v_last, potential
 
     @staticmethod
     def backward(ctx, grad_spikes, grad_v_last, grad_potential):
         current, v0, threshold, tau, checkpoints = ctx.saved_tensors
+        grad_v_last, grad_potential = of_asked_for(ctx.keep, grad_v_last, grad_potential)
         if grad_spikes is None and grad_v_last is None and grad_potential is None:
-            return (None,) * 8
+            return (None,) * 9
         _, need_v0, need_threshold, need_tau, *_ = ctx.needs_input_grad
         wanted = ops.INITIAL * need_v0 | ops.THRESHOLD * need_threshold | ops.TAU * need_tau
-        numbers, steps, time_dim = ctx.dynamics.numbers, ctx.steps, ctx.time_dim
+        numbers, steps, time_dim = ctx.numbers, ctx.steps, ctx.time_dim
 
         def compute(*tensors):
             found = ops.integrate_backward(*tensors, *numbers, steps, time_dim, wanted)
@@ -54,15 +58,22 @@ class _Integrate(Function):
             )
 
         tensors = (grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints)
-        return *once_differentiable(ctx.dynamics.name, compute, tensors), None, None, None, None
+        return *once_differentiable(ctx.neuron, compute, tensors), None, None, None, None, None
+
+
+def of_asked_for(keep: int, grad_v_last: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of the outputs that were asked for; the others are empty and may get an empty gradient."""
+    return grad_v_last if keep & ops.LAST else None, grad_potential if keep & ops.POTENTIAL else None
 
 
 @gradient_of("integrate_forward")
 def integrate_recorded(current, v0, threshold, tau, *others):
     """The op with its gradient, for networks that were recorded as ops."""
     *numbers, steps, time_dim, keep = others
-    dynamics = Dynamics.of_numbers("snnfast::integrate_forward", *numbers)
-    outputs = _Integrate.apply(current, v0, threshold, tau, dynamics, steps, time_dim, keep | ops.CHECKPOINTS)
+    outputs = _Integrate.apply(
+        current, v0, threshold, tau, "snnfast::integrate_forward", tuple(numbers), steps, time_dim,
+        keep | ops.CHECKPOINTS,
+    )  # fmt: skip
     checkpoints = None
     if keep & ops.CHECKPOINTS:  # the Function keeps its own to itself
         with torch.no_grad():
@@ -87,13 +98,13 @@ class _OnceDifferentiable(Function):
 
     @staticmethod
     def forward(ctx, name, compute, *tensors):
-        ctx.name = name
+        ctx.called = name
         return compute(*tensors)
 
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(
-            f"{ctx.name} has no second derivative: its gradient, a surrogate's, was differentiated again "
+            f"{ctx.called} has no second derivative: its gradient, a surrogate's, was differentiated again "
             "(a gradient penalty, say)"
         )
 
@@ -147,7 +158,7 @@ def run(
         or (tau is not None and tau.requires_grad)
     ):
         spikes, v_last, potential = _Integrate.apply(
-            current, v0, threshold, tau, dynamics, held_steps, time_dim, keep | ops.CHECKPOINTS
+            current, v0, threshold, tau, dynamics.name, dynamics.numbers, held_steps, time_dim, keep | ops.CHECKPOINTS
         )
     else:
         spikes, v_last, potential, _ = ops.integrate_forward(

@@ -42,15 +42,6 @@ class Dynamics:
         shape = (s.code, s.sharpness, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
         object.__setattr__(self, "numbers", (self.threshold, self.tau, self.reset_value, self.flags, *shape))
 
-    @classmethod
-    def of_numbers(
-        cls, name: str, threshold: float, tau: float, reset_value: float, flags: int, shape: int, gamma: float,
-        beta: float,
-    ) -> Dynamics:  # fmt: skip
-        """The dynamics whose ``numbers`` an op was given."""
-        kind = next(kind for kind in SHAPES.values() if kind.code == shape)
-        return cls(name, threshold, tau, reset_value, flags, kind(gamma=gamma, beta=beta))
-
     @property
     def leaky(self) -> bool:
         return bool(self.flags & LEAKY)

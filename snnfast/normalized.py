@@ -20,7 +20,7 @@ from . import ops
 from ._checks import number
 from ._dispatch import complete, define, gradient_of, library, op
 from ._tracing import recording, refuse_to_record, unrecorded
-from .autograd import announce, begin, once_differentiable
+from .autograd import announce, begin, of_asked_for, once_differentiable
 from .dynamics import DTYPES, Dynamics, check_dense, state_dtype
 from .normalization_ops import (
     batch_norm_tables_op,
@@ -85,23 +85,25 @@ class _NormalizedIntegrate(Function):
 
     @staticmethod
     def forward(
-        ctx, current, residual, v0, threshold, tau, weight, bias, moments, tables, count, dynamics, norm, steps,
+        ctx, current, residual, v0, threshold, tau, weight, bias, moments, tables, count, name, numbers, norm, steps,
         time_dim, keep
     ):  # fmt: skip
         spikes, v_last, potential, checkpoints = ops.normalized_forward(
-            current, v0, threshold, tau, *dynamics.numbers, steps, time_dim, keep, tables, residual
+            current, v0, threshold, tau, *numbers, steps, time_dim, keep, tables, residual
         )
         ctx.save_for_backward(current, residual, v0, threshold, tau, weight, bias, moments, count, tables, checkpoints)
-        ctx.dynamics, ctx.norm, ctx.steps, ctx.time_dim = dynamics, norm, steps, time_dim
+        ctx.neuron, ctx.numbers, ctx.norm = name, numbers, norm
+        ctx.steps, ctx.time_dim, ctx.keep = steps, time_dim, keep
         ctx.set_materialize_grads(False)
-        return spikes, v_last if keep & ops.LAST else None, potential if keep & ops.POTENTIAL else None
+        return spikes, v_last, potential
 
     @staticmethod
     def backward(ctx, grad_spikes, grad_v_last, grad_potential):
-        none = (None,) * 15
+        none = (None,) * 16
+        grad_v_last, grad_potential = of_asked_for(ctx.keep, grad_v_last, grad_potential)
         if grad_spikes is None and grad_v_last is None and grad_potential is None:
             return none
-        dynamics, norm, steps, time_dim = ctx.dynamics, ctx.norm, ctx.steps, ctx.time_dim
+        numbers, norm, steps, time_dim = ctx.numbers, ctx.norm, ctx.steps, ctx.time_dim
         needs = ctx.needs_input_grad
 
         def compute(grad_spikes, grad_v_last, grad_potential, *saved):
@@ -110,7 +112,7 @@ class _NormalizedIntegrate(Function):
             def run(wanted, gradient_tables):
                 return ops.normalized_backward(
                     grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints,
-                    *dynamics.numbers, steps, time_dim, wanted, tables, gradient_tables, residual,
+                    *numbers, steps, time_dim, wanted, tables, gradient_tables, residual,
                 )  # fmt: skip
 
             wanted = ops.CURRENT * needs[0] | ops.RESIDUAL * needs[1] | ops.INITIAL * needs[2]
@@ -148,7 +150,7 @@ class _NormalizedIntegrate(Function):
             )
 
         tensors = (grad_spikes, grad_v_last, grad_potential, *ctx.saved_tensors)
-        return *once_differentiable(dynamics.name, compute, tensors), *none[7:]
+        return *once_differentiable(ctx.neuron, compute, tensors), *none[7:]
 
 
 def tables_of_all(sums: Tensor, moments: Tensor, tables: Tensor, norm: BatchNorm, count: Tensor) -> Tensor:
@@ -349,13 +351,15 @@ def run_normalized(
         with nullcontext() if recorded else torch.no_grad():
             if batches is not None:
                 batches.add_(1)
-            if mean is not None and (values or count is not None):
+            if mean is not None and (values > 0 or count is not None):
                 track(mean, tracked[0], momentum)
                 track(variance, tracked[1], momentum)
     if not recorded:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             keep |= ops.CHECKPOINTS
-        outputs = _NormalizedIntegrate.apply(*given, moments, tables, count, dynamics, norm, held_steps, time_dim, keep)
+        outputs = _NormalizedIntegrate.apply(
+            *given, moments, tables, count, dynamics.name, dynamics.numbers, norm, held_steps, time_dim, keep
+        )
     announce(outputs[0])
     return tuple(outputs)
 
@@ -384,14 +388,14 @@ def integrate_normalized(current, residual, v0, threshold, tau, weight, bias, me
 @gradient_of("normalized_integrate")
 def integrate_normalized_recorded(current, residual, v0, threshold, tau, weight, bias, mean, variance, *others):
     *numbers, eps, batch, steps, time_dim, keep = others
-    norm, dynamics = BatchNorm(eps, batch), Dynamics.of_numbers("snnfast::normalized_integrate", *numbers)
+    norm = BatchNorm(eps, batch)
     with torch.no_grad():
         moments, tables, tracked, _ = batch_statistics(
             norm, current, weight, bias, mean, variance, steps, time_dim
         )
     outputs = _NormalizedIntegrate.apply(
-        current, residual, v0, threshold, tau, weight, bias, moments, tables, None, dynamics, norm, steps, time_dim,
-        keep | ops.CHECKPOINTS,
+        current, residual, v0, threshold, tau, weight, bias, moments, tables, None, "snnfast::normalized_integrate",
+        tuple(numbers), norm, steps, time_dim, keep | ops.CHECKPOINTS,
     )  # fmt: skip
     return complete((*outputs, tracked), ops.SPIKES_AND_STATES, current)
 

@@ -339,9 +339,9 @@ def test_a_second_derivative_of_batched_gradients_is_refused(make):
 
 
 def test_calling_an_op_directly_leaves_nothing_behind_for_later_calls():
-    """The ops have no autograd; torch marks their outputs. None of those may be an output of another call."""
+    """torch marks the outputs of what requires grad. None of those may be an output of another call."""
     x = torch.randn(5, 4, requires_grad=True)
-    arguments = (None, None, None, 1.0, 0.0, 0.0, 0, 0, 0, 0)
+    arguments = (None, None, None, *sf.IF()._dynamics.numbers, 0, 0, 0)
     torch.ops.snnfast.integrate_forward(x, *arguments)
     later = torch.ops.snnfast.integrate_forward(x.detach(), *arguments)
     assert not any(y.requires_grad for y in later)
