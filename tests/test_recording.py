@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from versions import TORCH
 
 import snnfast as sf
 from snnfast import ops
@@ -160,6 +161,8 @@ def test_a_carried_state_is_not_recorded_in_silence(make):
 @pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
 @every_layer
 def test_an_exported_network_trains_as_the_network_does_with_any_number_of_steps(make, strict):
+    if strict and TORCH < (2, 7):
+        pytest.skip("torch 2.6 cannot export a Function with a dynamic number of steps; strict=False can")
     net, x = network(make()), normal(6, 2, 4)
     original = copy.deepcopy(net)
     exported = torch.export.export(net, (x,), dynamic_shapes=({0: STEPS},), strict=strict).module()
@@ -185,6 +188,8 @@ def test_an_exported_network_can_be_compiled():
 
 def test_a_stage_of_a_pipelined_network_trains_as_the_network_does():
     pipelining = pytest.importorskip("torch.distributed.pipelining", reason="torch without torch.distributed")
+    if TORCH < (2, 7):
+        pytest.skip("the pipelining of torch 2.6 cannot split a network with a Function in it")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, C), sf.IF(0.4), nn.Linear(C, C), sf.BatchNormIF(C), nn.Linear(C, 2))
     x = normal(20, 2, 4) * 2
