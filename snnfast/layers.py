@@ -147,8 +147,9 @@ class _Neuron(Layer):
             self._state = self._state.detach()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A carried potential in the middle of a graph can be neither copied nor pickled; its values can.
-        state = self.__dict__.copy()
+        # nn.Module's leaves out what layer.compile() made, which would run the original. A carried potential in the
+        # middle of a graph can be neither copied nor pickled; its values can.
+        state = super().__getstate__()
         if state["_state"] is not None:
             state["_state"] = state["_state"].detach().clone()
         return state
