@@ -253,16 +253,19 @@ def check_call(
 
 
 def check_table(what: str, table: Tensor, current: Tensor, sizes: list[int]) -> None:
-    """A threshold or tau given as a tensor: 0-d, or one value per channel."""
+    """A threshold or tau given as a tensor: one element, 0-d or 1-d, or one value per channel."""
     check_dtype(what, table)
     check_dense(what, table)
     if table.device != current.device:
         raise ValueError(f"{what} is on {table.device}, current on {current.device}; both must be on one device")
-    if table.dim() == 1 and len(sizes) < 2:
+    shape = table.shape
+    if len(shape) == 0 or (len(shape) == 1 and shape[0] == 1):
+        return
+    if len(shape) == 1 and len(sizes) < 2:
         raise ValueError(f"{what} per channel needs a channel dimension after time and batch; one step is {sizes}")
-    if table.dim() > 1 or (table.dim() == 1 and table.shape[0] != sizes[1]):
+    if len(shape) > 1 or shape[0] != sizes[1]:
         channels = sizes[1] if len(sizes) > 1 else 1
         raise ValueError(
-            f"{what} must be a number, a 0-d tensor or a 1-d tensor of length {channels} (the channels), "
-            f"got shape {list(table.shape)}"
+            f"{what} must be a number, a tensor of one element (0-d or 1-d) or a 1-d tensor of length {channels} (the "
+            f"channels), got shape {list(shape)}"
         )

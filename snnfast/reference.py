@@ -122,6 +122,8 @@ def per_channel(table: Tensor | float, current: Tensor, steps: int | None) -> Te
     """A 1-d table with dimensions of size 1 after it, so that it broadcasts over one step [B, C, ...]."""
     if not isinstance(table, Tensor) or table.dim() == 0:
         return table
+    if len(table) == 1:
+        return table.squeeze()
     trailing = current.dim() - (2 if steps is not None else 3)
     return table.view(-1, *(1,) * trailing)
 
