@@ -20,14 +20,14 @@ def fused_layer(batch_norm: nn.Module, neuron: _Neuron) -> nn.Module:
 
     options: dict[str, Any] = {name: getattr(neuron, name) for name in (*_OPTIONS, "time_dim", "carry_state")}
     options["threshold"] = neuron.threshold
-    options["learn_threshold"] = isinstance(neuron.threshold, nn.Parameter)
+    options["learn_threshold"] = "threshold" in neuron._learned
     kind = BatchNormIF
     if isinstance(neuron, LIF):
         kind = BatchNormLIF
         tau = neuron.tau
         options["tau"] = tau.detach() if isinstance(tau, Tensor) else tau
         options["decay_input"] = neuron.decay_input
-        options["learn_tau"] = "tau_logit" in neuron._parameters
+        options["learn_tau"] = "tau" in neuron._learned
     layer = kind(
         batch_norm.num_features,
         eps=batch_norm.eps,
@@ -43,11 +43,13 @@ def fused_layer(batch_norm: nn.Module, neuron: _Neuron) -> nn.Module:
     for module in (batch_norm, neuron):
         layer._parameters.update(module._parameters)
         layer._buffers.update(module._buffers)
-    layer._state = neuron._state
+    for name in ("threshold", "tau"):
+        if isinstance(neuron.__dict__.get(name), Tensor):  # one that is part of a graph
+            layer.__dict__[name] = neuron.__dict__[name]
+    layer._state, layer._started = neuron._state, dict(neuron._started)
     layer.training = batch_norm.training
-    if _tables(layer):
-        layer.register_state_dict_post_hook(_drop_tables)
-        layer.register_load_state_dict_pre_hook(_fill_in_tables)
+    layer.register_state_dict_post_hook(_drop_tables)
+    layer.register_load_state_dict_pre_hook(_fill_in_tables)
     return layer
 
 

@@ -53,7 +53,7 @@ class _BatchNormNeuron(nn.Module):
             self.register_buffer(name, torch.empty(num_features, **made) if track_running_stats else None)
         tracked = torch.tensor(0, dtype=torch.long, device=device) if track_running_stats else None
         self.register_buffer("num_batches_tracked", tracked)
-        self.reset_parameters()
+        self._reset_normalization()
 
     def reset_running_stats(self) -> None:
         """Running mean 0, variance 1, and no batch seen."""
@@ -63,7 +63,11 @@ class _BatchNormNeuron(nn.Module):
             self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
-        """Weight 1, bias 0, and the running statistics as at first."""
+        """Weight 1, bias 0, the running statistics as at first, and threshold and tau as :class:`snnfast.IF` does."""
+        self._reset_normalization()
+        super().reset_parameters()
+
+    def _reset_normalization(self) -> None:
         self.reset_running_stats()
         if self.affine:
             nn.init.ones_(self.weight)
@@ -164,7 +168,7 @@ class BatchNormIF(_BatchNormNeuron, IF):
         track_running_stats: whether there are running statistics; without, evaluation uses the batch's own too.
         process_group: statistics over all processes of this torch.distributed group, or "world"; see
             :meth:`convert_sync`.
-        device, dtype: of parameters and running statistics.
+        device, dtype: of parameters, running statistics, and a threshold (and tau) that is a tensor.
 
     The other arguments, state and errors are those of :class:`snnfast.IF`.
 
@@ -197,7 +201,7 @@ class BatchNormIF(_BatchNormNeuron, IF):
         IF.__init__(
             self, threshold, reset=reset, reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset,
             fire_on_equal=fire_on_equal, delay=delay, time_dim=time_dim, carry_state=carry_state,
-            learn_threshold=learn_threshold,
+            learn_threshold=learn_threshold, device=device, dtype=dtype,
         )  # fmt: skip
         self._add_batch_norm(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype)
 
@@ -236,6 +240,6 @@ class BatchNormLIF(_BatchNormNeuron, LIF):
         LIF.__init__(
             self, tau, threshold, decay_input=decay_input, learn_tau=learn_tau, reset=reset, reset_value=reset_value,
             surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
-            time_dim=time_dim, carry_state=carry_state, learn_threshold=learn_threshold,
+            time_dim=time_dim, carry_state=carry_state, learn_threshold=learn_threshold, device=device, dtype=dtype,
         )  # fmt: skip
         self._add_batch_norm(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype)

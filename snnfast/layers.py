@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import autograd, ops
+from ._tables import LOGITS, logit_of, reset_tables, set_table, show_table, start_of, write_table
 from ._tracing import Layer, as_leaf, refuse_to_record
-from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
+from .dynamics import Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
 from .surrogate import SHAPES, Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
@@ -23,7 +23,8 @@ _OPTION_DEFAULTS = {"reset": "hard", "reset_value": 0.0, "detach_reset": None, "
 class _Neuron(Layer):
     """What IF and LIF share: options, threshold, carried state, checkpoints.
 
-    Options are ordinary attributes; assigning one (``layer.surrogate = …``) checks it and takes effect at once.
+    Options are ordinary attributes; assigning one (``layer.surrogate = …``) checks it and takes effect at once. A
+    number assigned to a threshold or tau that is a tensor is written into it.
     """
 
     _dynamics: Dynamics
@@ -37,6 +38,8 @@ class _Neuron(Layer):
         learn_threshold: bool,
         time_dim: int,
         carry_state: bool,
+        device: Any,
+        dtype: torch.dtype | None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -50,33 +53,52 @@ class _Neuron(Layer):
         self.time_dim = time_dim
         self.carry_state = carry_state
         self._state: Tensor | None = None
-        set_table(self, "threshold", threshold, flag("learn_threshold", learn_threshold))
+        # What tensors start from, and which are learned, whatever stands for them later (a parametrization, a pruned
+        # tensor, a plain one in a replica).
+        self._started: dict[str, float | Tensor] = {}
+        self._learned = ("threshold",) if flag("learn_threshold", learn_threshold) else ()
+        set_table(self, "threshold", threshold, learn_threshold, device, dtype)
         for name in _OPTIONS:
             super().__setattr__(name, checked.surrogate if name == "surrogate" else options[name])
         super().__setattr__("_dynamics", checked)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_dynamics" in self.__dict__:
-            if (
-                name in _OPTIONS
-                or name in self._leak_options
-                or (name == "threshold" and not isinstance(value, Tensor))
-            ):
-                options = {**self._options(), name: value}
-                if options["delay"] and self.carry_state:
-                    raise ValueError("delay=True cannot be used with carry_state=True")
-                checked = make_dynamics(type(self).__name__, **options)
-                super().__setattr__("_dynamics", checked)
-                if name == "surrogate":
-                    value = checked.surrogate
+            if name in _OPTIONS or name in self._leak_options or name == "threshold":
+                value = self._checked(name, value)
+                if value is None:
+                    return
             elif name in ("tau", "decay_input"):
                 raise TypeError(f"{name}: {type(self).__name__} has no leak; LIF has one")
             elif name in ("time_dim", "carry_state"):
                 raise AttributeError(f"{name} is fixed when the layer is made")
         super().__setattr__(name, value)
 
+    def _checked(self, name: str, value: Any) -> Any:
+        """An option's value to be stored, in effect already; None where it is stored already too."""
+        table, tensor = name in ("threshold", "tau"), isinstance(value, Tensor)
+        present = self.__dict__.get(name)  # of a table: a number; None where it is registered
+        if table and tensor and not isinstance(present, float):
+            return value  # a tensor in place of another, as torch does it
+        options = {**self._options(), name: value}
+        if options["delay"] and self.carry_state:
+            raise ValueError("delay=True cannot be used with carry_state=True")
+        checked = make_dynamics(type(self).__name__, **options)
+        if table and not tensor and hasattr(self, name) and (present is None or name in self._started):
+            write_table(self, name, value)
+            return None
+        super().__setattr__("_dynamics", checked)
+        if name == "surrogate":
+            return checked.surrogate
+        if table and tensor and not isinstance(value, nn.Parameter) and not value.requires_grad:
+            # As when the layer is made: a buffer, which moves and is saved with the layer.
+            del self.__dict__[name]
+            set_table(self, name, value, learn=False)
+            return None
+        return float(value) if table and not tensor else value
+
     def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("threshold", *_OPTIONS)}
+        return {"threshold": getattr(self, "threshold", None)} | {name: getattr(self, name) for name in _OPTIONS}
 
     def _tables(self) -> tuple[Tensor | None, Tensor | None]:
         """Threshold and tau where they are tensors."""
@@ -105,6 +127,11 @@ class _Neuron(Layer):
         threshold, tau = self._tables()
         if not self.carry_state:
             return self._run(current, None, threshold, tau, 0, *arguments)[0]
+        if "_is_replica" in self.__dict__:
+            raise RuntimeError(
+                f"{type(self).__name__} with carry_state=True runs as one of DataParallel's replicas, which are thrown "
+                "away after the call, and the state with them: use DistributedDataParallel"
+            )
         refuse_to_record(
             type(self).__name__,
             "it carries its state from call to call; record the functional form, whose v0 is an argument and whose "
@@ -146,6 +173,16 @@ class _Neuron(Layer):
         if self._state is not None:
             self._state = self._state.detach()
 
+    def reset_parameters(self) -> None:
+        """Gives a threshold and tau that are tensors, learned or not, the values given when the layer was made.
+
+        What a network made on the meta device needs after ``to_empty``. Numbers are options, and stay what they are.
+
+        Raises:
+            RuntimeError: the values were given as a tensor on the meta device, which has none.
+        """
+        reset_tables(self)
+
     def __getstate__(self) -> dict[str, Any]:
         # nn.Module's leaves out what layer.compile() made, which would run the original. A carried potential in the
         # middle of a graph can be neither copied nor pickled; its values can.
@@ -153,6 +190,14 @@ class _Neuron(Layer):
         if state["_state"] is not None:
             state["_state"] = state["_state"].detach().clone()
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_started" not in self.__dict__:  # pickled before layers knew what their tensors started from
+            tables, names = {**self._parameters, **self._buffers}, {"threshold": "threshold", "tau_logit": "tau"}
+            learned = tuple(name for key, name in names.items() if key in self._parameters)
+            started = {key: start_of(tables[key]) for key in ("threshold", "tau", "tau_logit") if key in tables}
+            self.__dict__.update(_learned=learned, _started=started)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # The surrogate travels in the state dict's metadata, which load_state_dict and torch.save know: no keys of its
@@ -180,7 +225,7 @@ class _Neuron(Layer):
             shown.append(f"time_dim={self.time_dim}")
         if self.carry_state:
             shown.append("carry_state=True")
-        if isinstance(self.threshold, nn.Parameter):
+        if "threshold" in self._learned or isinstance(self.threshold, nn.Parameter):
             shown.append("learn_threshold=True")
         return ", ".join(shown)
 
@@ -203,55 +248,6 @@ def load_surrogate(layer: nn.Module, prefix: str, local_metadata: Any, error_msg
         layer.surrogate = surrogate
 
 
-def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -> None:
-    """Stores a number as it is, a tensor as a buffer, and what is learned as a parameter."""
-    if isinstance(value, Tensor):
-        check_dtype(name, value)
-    if learn:
-        tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
-        layer.register_parameter(name, nn.Parameter(tensor))
-    elif isinstance(value, Tensor):
-        layer.register_buffer(name, value.detach().clone())
-    else:
-        nn.Module.__setattr__(layer, name, float(value))
-
-
-# The logits between which a learned tau neither rounds to 1 nor overflows. Its gradient is 0 beyond.
-LOGITS = {
-    dtype: (-math.log(torch.finfo(dtype).max / 2), -math.log(torch.finfo(dtype).eps)) for dtype in DTYPES
-}
-
-
-def logit_of(tau: float | Tensor, dtype: torch.dtype) -> Tensor:
-    """The parameter that stands for a learned tau, -log(tau - 1); ValueError where the dtype cannot hold it.
-
-    A tensor's values are read where that waits for no device.
-    """
-    least, most = LOGITS[dtype]
-    if isinstance(tau, Tensor):
-        check_dtype("tau", tau)
-        logit = -torch.log(tau.detach().double() - 1)
-        readable = type(tau) in (Tensor, nn.Parameter) and tau.is_cpu
-        fits = not readable or bool(((logit >= least) & (logit <= most)).all())
-    else:
-        value = -math.log(tau - 1)
-        logit = torch.tensor(value, dtype=torch.float64)
-        fits = least <= value <= most
-    if not fits:
-        limits = torch.finfo(dtype)
-        raise ValueError(
-            f"tau must be at least 1 + {limits.eps:.3g} and at most {limits.max / 2:.3g} to be learned in {dtype}, "
-            f"got {tau}"
-        )
-    return logit.to(dtype)
-
-
-def show_table(value: float | Tensor) -> str:
-    if not isinstance(value, Tensor):
-        return repr(value)
-    return f"tensor of shape {list(value.shape)}"
-
-
 class IF(_Neuron):
     """Integrate-and-fire neurons, a drop-in activation for spiking networks (the paper's equations 1, 2, 8 and 9).
 
@@ -260,8 +256,8 @@ class IF(_Neuron):
     ``carry_state=True``. The recursion is in :func:`snnfast.functional.integrate_and_fire`.
 
     Args:
-        threshold: a number >= 0, a 0-d tensor, or a 1-d tensor with one value per channel (the dimension after time
-            and batch).
+        threshold: a number >= 0, a tensor of one element, or a 1-d tensor with one value per channel (the dimension
+            after time and batch).
         reset: "hard" (to reset_value) or "soft" (subtract the threshold).
         reset_value: potential after a hard reset.
         surrogate: a shape from :mod:`snnfast.surrogate`; None is ``FastSigmoid(gamma=10.0, beta=1.0)``.
@@ -274,6 +270,8 @@ class IF(_Neuron):
             the current to another device and dtype. Under activation checkpointing, which calls a layer once more
             during backward, it is a RuntimeError: use the functional form there, whose v0 is an argument.
         learn_threshold: make the threshold a parameter.
+        device, dtype: of a threshold (and tau) that is learned or a tensor; None is torch's default for numbers and the
+            tensor's own otherwise. Numbers have neither, and spikes have the current's.
 
     Checkpoints keep gamma and beta, in the state dict's metadata (as torch.save stores it; a plain ``dict(...)`` copy
     of a state dict drops it).
@@ -295,10 +293,13 @@ class IF(_Neuron):
         time_dim: int = 0,
         carry_state: bool = False,
         learn_threshold: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            threshold, None, False, learn_threshold, time_dim, carry_state, reset=reset, reset_value=reset_value,
-            surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
+            threshold, None, False, learn_threshold, time_dim, carry_state, device, dtype, reset=reset,
+            reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal,
+            delay=delay,
         )  # fmt: skip
 
 
@@ -306,7 +307,7 @@ class LIF(_Neuron):
     """Leaky integrate-and-fire neurons; as :class:`IF`, with a leak.
 
     Args:
-        tau: time constant in steps: a number > 1, a 0-d tensor, or one value per channel.
+        tau: time constant in steps: a number > 1, a tensor of one element, or one value per channel.
         decay_input: whether the current is divided by tau too.
         learn_tau: learn it as the parameter ``tau_logit``, 1/tau = sigmoid(tau_logit), so that tau stays above 1;
             ``layer.tau`` reads the time constant.
@@ -333,41 +334,48 @@ class LIF(_Neuron):
         time_dim: int = 0,
         carry_state: bool = False,
         learn_threshold: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            threshold, given_tau(tau), decay_input, learn_threshold, time_dim, carry_state, reset=reset,
-            reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal,
-            delay=delay,
+            threshold, given_tau(tau), decay_input, learn_threshold, time_dim, carry_state, device, dtype,
+            reset=reset, reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal, delay=delay,
         )  # fmt: skip
         nn.Module.__setattr__(self, "decay_input", decay_input)
         if flag("learn_tau", learn_tau):
-            self.register_parameter("tau_logit", nn.Parameter(logit_of(tau, torch.get_default_dtype())))
+            dtype = torch.get_default_dtype() if dtype is None else dtype
+            set_table(self, "tau_logit", logit_of(tau, dtype), True, device, dtype)
+            nn.Module.__setattr__(self, "_learned", (*self._learned, "tau"))
             # From here on the dynamics take tau as a tensor.
             nn.Module.__setattr__(self, "_dynamics", replace(self._dynamics, tau=0.0))
         else:
-            set_table(self, "tau", tau, learn=False)
+            set_table(self, "tau", tau, False, device, dtype)
 
     def __getattr__(self, name: str) -> Any:
         # `tau` of a layer that learns it is not stored; of the others it is an attribute or a buffer.
-        if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
-            return 1 + torch.exp(-self.tau_logit.clamp(*LOGITS[self.tau_logit.dtype]))
+        if name == "tau" and "tau" in self.__dict__.get("_learned", ()):
+            logit = self.tau_logit
+            check_dtype("tau_logit", logit)
+            return 1 + torch.exp(-logit.clamp(*LOGITS[logit.dtype]))
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "tau":
             value = given_tau(value)
-        if name == "tau" and "tau_logit" in self.__dict__.get("_parameters", {}):
-            with torch.no_grad():
-                make_dynamics("LIF", tau=value)
-                logit, shape = logit_of(value, self.tau_logit.dtype), list(self.tau_logit.shape)
-                if logit.dim() and list(logit.shape) != shape:
-                    raise ValueError(f"tau must be a number or have the shape {shape}, got {list(logit.shape)}")
-                self.tau_logit.copy_(logit)
+        if name == "tau" and "tau" in self.__dict__.get("_learned", ()):
+            make_dynamics("LIF", tau=value)
+            logit, present = logit_of(value, self.tau_logit.dtype), self.tau_logit
+            if isinstance(logit, Tensor) and logit.numel() > 1 and logit.shape != present.shape:
+                raise ValueError(
+                    f"tau must be a number or have the shape {list(present.shape)}, got {list(logit.shape)}"
+                )
+            write_table(self, "tau_logit", logit)
             return
         super().__setattr__(name, value)
 
     def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "tau": self.tau, "decay_input": self.decay_input}
+        return {**super()._options(), "tau": getattr(self, "tau", None), "decay_input": self.decay_input}
 
     def _tables(self) -> tuple[Tensor | None, Tensor | None]:
         threshold, _ = super()._tables()
@@ -375,10 +383,11 @@ class LIF(_Neuron):
         return threshold, (tau if isinstance(tau, Tensor) else None)
 
     def extra_repr(self) -> str:
-        if "tau_logit" in self._parameters:
-            tau, learned = f"{list(self.tau_logit.shape)} learned", ", learn_tau=True"
-            if self.tau_logit.dim() == 0 and not self.tau_logit.is_meta:
-                tau = f"{self.tau.item():.4g}"
+        if "tau" in self._learned:
+            shown, learned = self.tau, ", learn_tau=True"
+            tau = f"{list(shown.shape)} learned"
+            if shown.numel() == 1 and type(shown) is Tensor and not shown.is_meta:
+                tau = f"{shown.item():.4g}"
         else:
             tau, learned = show_table(self.tau), ""
         return f"tau={tau}, decay_input={self.decay_input}, {super().extra_repr()}{learned}"
