@@ -79,6 +79,16 @@ class BatchNormReLU(BatchNorm2d):
         return F.relu(normalized if residual is None else normalized + residual)
 
 
+def refuse_placement(neuron: dict[str, Any]) -> None:
+    """TypeError for a device or dtype among a neuron's options: the rest of the network would be elsewhere."""
+    for name in ("device", "dtype"):
+        if neuron.get(name) is not None:
+            raise TypeError(
+                f"{name} is no option of a network, whose neurons alone would have it: make the network in "
+                f"`with torch.device(...)`, or call its .to(), got {name}={neuron[name]!r}"
+            )
+
+
 _LAYERS = {  # by kind, without and with batch normalization
     "if": (ResidualIF, BatchNormIF),
     "lif": (ResidualLIF, BatchNormLIF),
@@ -100,7 +110,7 @@ class Activation:
 
     Raises:
         TypeError, ValueError: another kind; an option that the neuron does not have or take; ``time_dim=1``, since
-            networks keep time in dimension 0.
+            networks keep time in dimension 0; a device or dtype, which are a network's as a whole.
     """
 
     kind: str = "if"
@@ -111,6 +121,7 @@ class Activation:
         if self.kind not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {self.kind!r}")
         flag("batch_norm", self.batch_norm)
+        refuse_placement(self.neuron)
         if self.neuron.get("time_dim", 0) != 0:
             raise ValueError(f"time_dim must be 0 in a network, got {self.neuron['time_dim']!r}")
         (IF if self.kind == "if" else LIF)(**self.neuron)

@@ -82,7 +82,8 @@ class Network(nn.Module):
     def initialize(self) -> None:
         """He et al. 2015's weights for convolutions, as torchvision's resnets have them; no bias in them.
 
-        Normal with variance 2 / (output channels · kernel area). Linear layers keep torch's own initialization.
+        Normal with variance 2 / (output channels · kernel area). Linear layers keep torch's own initialization. For a
+        network made on the meta device: after ``to_empty`` and the ``reset_parameters`` of its modules.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from snnfast.layers import IF, LIF
+from snnfast.models.activations import refuse_placement
 from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
 from snnfast.models.residual import resnet11, resnet18, resnet50
@@ -40,6 +41,7 @@ def digits(
     kinds = {"if": IF, "lif": LIF}
     if activation not in kinds:
         raise ValueError(f"activation must be 'if' or 'lif' for digits, got {activation!r}")
+    refuse_placement(neuron)
     options = {"reset": "soft", **neuron}
     return DigitsNet(
         (in_channels, image_size, image_size), num_classes, steps=steps, widths=widths,
