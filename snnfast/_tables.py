@@ -92,8 +92,9 @@ def write_table(layer: nn.Module, name: str, value: float | Tensor) -> None:
         elif hasattr(table, "device_mesh"):  # a DTensor, whose values all processes have
             from torch.distributed.tensor import DTensor, Replicate
 
-            mesh, value = table.device_mesh, value.to(table.to_local())
-            table.copy_(DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False))
+            mesh, value = table.device_mesh, value.to(table.to_local()).expand(table.shape).contiguous()
+            everywhere = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+            table.copy_(everywhere.redistribute(mesh, table.placements))
         else:
             table.copy_(value)
 
