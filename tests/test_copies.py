@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
-import torch.multiprocessing
+import torch.multiprocessing  # which registers how tensors are sent to other processes
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import snnfast as sf
 
-X = torch.rand(6, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.5
+X = torch.rand(6, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.1
 
 
 def through_a_file(module: nn.Module) -> nn.Module:
@@ -25,17 +26,19 @@ def through_a_file(module: nn.Module) -> nn.Module:
 
 
 def as_a_spawned_process_gets_it(module: nn.Module) -> nn.Module:
-    return pickle.loads(bytes(torch.multiprocessing.reductions.ForkingPickler.dumps(module)))
+    return pickle.loads(bytes(ForkingPickler.dumps(module)))
 
 
 WAYS = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda module: pickle.loads(pickle.dumps(module)),
     "torch.save": through_a_file,
-    "spawn": as_a_spawned_process_gets_it,
     "averaged": lambda module: AveragedModel(module).module,
 }
 ways = pytest.mark.parametrize("duplicate", WAYS.values(), ids=WAYS.keys())
+or_sent = pytest.mark.parametrize(
+    "duplicate", [*WAYS.values(), as_a_spawned_process_gets_it], ids=[*WAYS, "sent to a process"]
+)
 
 
 class Shortcut(nn.Module):
@@ -128,7 +131,7 @@ def test_a_copy_is_its_own(kind, compiled, duplicate):
         assert called(layer).sum() == 0
 
 
-@ways
+@or_sent
 @pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED.keys())
 @pytest.mark.parametrize("kind", plain())
 def test_a_copy_in_the_middle_of_a_graph_goes_on_from_the_same_state(kind, compiled, duplicate):
@@ -159,7 +162,6 @@ def test_a_shallow_copy_of_a_compiled_layer_has_its_own_options(kind):
 @ways
 def test_a_compiled_network_of_the_package_copies(duplicate):
     network = sf.models.plain_net(layers=3, width=4, in_channels=3, image_size=8, activation="lif", learn_tau=True)
-    network.eval().compile(backend="eager")
     compiled_layers(network)
     images = X[0]
     other = duplicate(network)
@@ -169,9 +171,16 @@ def test_a_compiled_network_of_the_package_copies(duplicate):
     assert not torch.equal(other(images), before) and torch.equal(network(images), before)
 
 
-def test_a_layer_in_shared_memory_is_seen_by_another_process_as_it_is():
-    layer = sf.LIF(learn_tau=True, threshold=torch.tensor([0.1, 0.5, 0.9])).share_memory()
+@pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED.keys())
+@pytest.mark.parametrize("kind", NEURONS)
+def test_another_process_gets_the_layer_and_shares_its_tensors(kind, compiled):
+    torch.manual_seed(1)
+    layer = compiled(LAYERS[kind]()).share_memory()
     other = as_a_spawned_process_gets_it(layer)
-    layer.tau = 7.0
-    layer.threshold.fill_(0.3)
-    assert other.tau == layer.tau and torch.equal(other(X), layer(X))
+    spikes = called(layer)
+    assert torch.equal(called(other), spikes) and spikes.sum() > 0
+    with torch.no_grad():
+        for tensor in layer.parameters():
+            tensor.mul_(0.5)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), layer.parameters(), strict=True))
+    assert torch.equal(called(other), called(layer))
