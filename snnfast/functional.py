@@ -52,8 +52,8 @@ def integrate_and_fire(
             ``steps=T`` a [B, ...] current held for T steps, of which no [T, ...] copy is made.
         v0: initial potential, shaped like one step; converted to the state's dtype. Default: reset_value with the hard
             reset, 0 with the soft one.
-        threshold: a number >= 0, a 0-d tensor, or one value per channel (1-d, along the dimension after time and
-            batch). A tensor's values are not checked.
+        threshold: a number >= 0, a tensor of one element, or one value per channel (1-d, along the dimension after
+            time and batch). A tensor's values are not checked.
         reset: "hard" or "soft".
         reset_value: potential after a spike with the hard reset; must be 0 with the soft one.
         surrogate: a shape from :mod:`snnfast.surrogate`; default ``FastSigmoid(gamma=10.0, beta=1.0)``.
@@ -118,8 +118,8 @@ def leaky_integrate_and_fire(
         h_t = (1 - 1/tau) v_{t-1} + x_t + r / tau             (decay_input=False)
 
     Args:
-        tau: time constant in steps: a number > 1, a 0-d tensor, or one value per channel. A tensor's values are not
-            checked.
+        tau: time constant in steps: a number > 1, a tensor of one element, or one value per channel. A tensor's values
+            are not checked.
         decay_input: whether the current is divided by tau too.
 
     The other arguments, the returned tensors and the errors are those of :func:`integrate_and_fire`.
