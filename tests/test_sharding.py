@@ -63,6 +63,7 @@ SHARDED = SETUP + textwrap.dedent("""
         from torch.distributed.fsdp import fully_shard
     except ImportError:
         from torch.distributed._composable.fsdp import fully_shard
+    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
@@ -107,7 +108,15 @@ SHARDED = SETUP + textwrap.dedent("""
     if rank == 0:
         report["state"], report["plain state"] = values(state), values(plain.state_dict())
         report["shapes"] = [list(v.shape) == list(plain.state_dict()[k].shape) for k, v in state.items()]
-    # Back into a network that is not sharded, and into a sharded one.
+    # Through a distributed checkpoint into a network that is not sharded.
+    dcp.save({"model": get_model_state_dict(net)}, checkpoint_id=store + "-dcp")
+    other = network()
+    loaded = {"model": other.state_dict()}
+    dcp.load(loaded, checkpoint_id=store + "-dcp")
+    other.load_state_dict(loaded["model"])
+    if rank == 0:
+        report["checkpoint"] = all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+    # Into another sharded one.
     fresh = sharded(network(), each=False)
     set_model_state_dict(fresh, plain.state_dict(), options=StateDictOptions(full_state_dict=True))
     net.eval(), fresh.eval(), plain.eval()
@@ -132,12 +141,52 @@ def test_a_sharded_network_learns_what_the_network_in_one_process_does(tmp_path,
         assert report["losses"] == pytest.approx(report["plain losses"], rel=1e-5)
         assert report["loaded"]
         assert report["assigned"] == pytest.approx([4.0, 0.5, 5.0], rel=1e-6)
-        assert report.get("started", True)
+        assert report.get("started", True) and report.get("checkpoint", True)
     first = found[0]
     assert first["state"].keys() == first["plain state"].keys() and all(first["shapes"])
     for name, values in first["state"].items():
         assert values == pytest.approx(first["plain state"][name], rel=1e-4, abs=1e-5), name
     assert any(name.endswith("tau_logit") for name in first["state"])
+
+
+REPLICATED = SETUP + textwrap.dedent("""
+    from torch.nn.parallel import DistributedDataParallel
+
+    half = DistributedDataParallel(network())
+    for layer in half.modules():
+        if isinstance(layer, sf.BatchNormIF | sf.BatchNormLIF):
+            layer.process_group = "world"
+    plain = network()
+    losses, plain_losses = [], []
+    for net, found in ((half, losses), (plain, plain_losses)):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        for step in range(3):
+            optimizer.zero_grad()
+            x = images(step)
+            part = x[:, 2 * rank : 2 * rank + 2] if net is half else x
+            loss = (net(part) - 0.3).square().mean()
+            loss.backward()
+            optimizer.step()
+        found += values(dict(net.named_parameters())).values()
+    carried = DistributedDataParallel(
+        nn.Sequential(sf.LIF(learn_tau=True, threshold=0.4, learn_threshold=True, carry_state=True))
+    )
+    x = images(0)
+    with torch.no_grad():
+        pieces = torch.cat([carried(x[:2]), carried(x[2:])])
+        whole = sf.LIF(carried.module[0].tau, 0.4)(x)
+    print("REPORT" + json.dumps([losses, plain_losses, torch.equal(pieces, whole)]))
+    dist.destroy_process_group()
+""")
+
+
+def test_a_replicated_network_learns_what_the_network_in_one_process_does(tmp_path):
+    """DistributedDataParallel, half of each batch in each process; a carried state stays with its process."""
+    for found, wanted, carried in reports(REPLICATED, tmp_path, None):
+        assert len(found) == len(wanted) == 13
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        assert carried
 
 
 REFUSED = SETUP + textwrap.dedent("""
