@@ -36,7 +36,7 @@ SETUP = textwrap.dedent("""
             sf.OverTime(nn.Sequential(nn.Flatten(), nn.Linear(5 * 16, 6))),
             sf.LIF(one(2.0), one(0.3), learn_tau=True, learn_threshold=True),
             sf.OverTime(nn.Linear(6, 5)),
-            sf.IF(torch.linspace(0.1, 0.5, 5), learn_threshold=True, reset="soft"),
+            sf.IF(torch.linspace(0.1, 0.5, 5, device="cpu"), learn_threshold=True, reset="soft"),
             sf.Readout("mean"),
         )
 
@@ -69,6 +69,11 @@ SHARDED = SETUP + textwrap.dedent("""
     from torch.distributed.tensor import DTensor
 
     mesh = init_device_mesh("cpu", (2,))
+    try:  # without a layer of ours
+        fully_shard(nn.Linear(4, 2), mesh=mesh)(torch.ones(1, 4))
+    except AttributeError as error:
+        print("REPORT" + json.dumps(repr(error)))
+        sys.exit()
     full = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
     def sharded(net, each):
@@ -135,6 +140,8 @@ SHARDED = SETUP + textwrap.dedent("""
 @pytest.mark.parametrize("case", ["whole network", "each layer", "meta"])
 def test_a_sharded_network_learns_what_the_network_in_one_process_does(tmp_path, case):
     found = reports(SHARDED, tmp_path, case)
+    if isinstance(found[0], str):
+        pytest.skip(f"this torch's fully_shard does not run on the CPU: {found[0]}")
     for report in found:
         assert report["sharded"] and "learn_tau=True" in report["text"]
         assert len(set(report["plain losses"])) == 4
