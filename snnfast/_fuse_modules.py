@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import _OPTIONS, LIF, OverTime, _Neuron, load_surrogate
+from ._state_dict import read_numbers, read_surrogate, write_numbers, write_surrogate
+from .layers import _OPTIONS, LIF, OverTime, _Neuron
 
 __all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer"]
 
@@ -44,6 +45,7 @@ def fused_layer(batch_norm: nn.Module, neuron: _Neuron) -> nn.Module:
         layer._parameters.update(module._parameters)
         layer._buffers.update(module._buffers)
     layer._state = neuron._state
+    layer._held, layer._numbers_elsewhere = neuron._held, True
     layer.training = batch_norm.training
     if _tables(layer):
         layer.register_state_dict_post_hook(_drop_tables)
@@ -162,18 +164,13 @@ class FusedNeuron(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in _tables(self.layer).items():
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:
-            s = self.layer.surrogate
-            metadata.setdefault(prefix[:-1], {})["surrogate"] = {
-                "shape": type(s).__name__,
-                "gamma": s.gamma,
-                "beta": s.beta,
-            }
+        write_surrogate(self.layer, destination, prefix)
+        write_numbers(self.layer, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         # A module with these tensors alone loads them as any module would, shape checks and `assign` included.
         tables = nn.Module()
+        tables._load_state_dict_pre_hooks.update(self._load_state_dict_pre_hooks)
         for kind in ("_parameters", "_buffers"):
             getattr(tables, kind).update(
                 {name: tensor for name, tensor in getattr(self.layer, kind).items() if name in _tables(self.layer)}
@@ -181,7 +178,9 @@ class FusedNeuron(nn.Module):
         tables._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self.layer._parameters.update(tables._parameters)
         self.layer._buffers.update(tables._buffers)
-        load_surrogate(self.layer, prefix, local_metadata, args[-1])
+        _strict, *lists = args
+        read_numbers(self.layer, state_dict, prefix, local_metadata, *lists)
+        read_surrogate(self.layer, prefix, local_metadata, *lists)
 
     def extra_repr(self) -> str:
         return f"runs in {self.name!r}"

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import autograd, ops
+from ._state_dict import read_numbers, read_surrogate, write_numbers, write_surrogate
 from ._tracing import Layer, as_leaf, refuse_to_record
 from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
-from .surrogate import SHAPES, Surrogate
+from .surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
 
@@ -28,6 +29,11 @@ class _Neuron(Layer):
 
     _dynamics: Dynamics
     _leak_options: tuple[str, ...] = ()
+    # See _state_dict. Class attributes, which layers pickled before there were any have too.
+    _numbers = ("threshold",)
+    _held: tuple[str, ...] = ()
+    _numbers_elsewhere = False  # another module's state dict has them: of a fused layer, under the neuron's name
+    _written: tuple[dict[str, Any], float] | None = None
 
     def __init__(
         self,
@@ -154,21 +160,17 @@ class _Neuron(Layer):
         return state
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        # The surrogate travels in the state dict's metadata, which load_state_dict and torch.save know: no keys of its
-        # own, so that checkpoints interchange with networks whose activations have none.
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:
-            s = self._dynamics.surrogate
-            metadata.setdefault(prefix[:-1], {})["surrogate"] = {
-                "shape": type(s).__name__,
-                "gamma": s.gamma,
-                "beta": s.beta,
-            }
+        write_surrogate(self, destination, prefix)
+        if not self._numbers_elsewhere:
+            write_numbers(self, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        load_surrogate(self, prefix, local_metadata, args[-1])
+        _strict, *lists = args
+        if not self._numbers_elsewhere:
+            read_numbers(self, state_dict, prefix, local_metadata, *lists)
+        read_surrogate(self, prefix, local_metadata, *lists)
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
@@ -182,24 +184,6 @@ class _Neuron(Layer):
         if isinstance(self.threshold, nn.Parameter):
             shown.append("learn_threshold=True")
         return ", ".join(shown)
-
-
-def load_surrogate(layer: nn.Module, prefix: str, local_metadata: Any, error_msgs: list[str]) -> None:
-    """Gives a layer the surrogate that a state dict's metadata has, or adds to the load's errors."""
-    saved = (local_metadata or {}).get("surrogate")
-    if not saved:
-        return
-    try:
-        surrogate = SHAPES[saved["shape"]](gamma=saved["gamma"], beta=saved["beta"])
-    except (KeyError, TypeError, ValueError) as error:
-        error_msgs.append(
-            f"surrogate of {prefix[:-1] or type(layer).__name__!r}: {saved!r} is none of {', '.join(SHAPES)} with a "
-            f"gamma and a beta ({type(error).__name__}: {error})"
-        )
-        return
-    # Where errors are known, the load is about to fail. Whether missing keys are errors, torch tells its root only.
-    if not error_msgs:
-        layer.surrogate = surrogate
 
 
 def set_table(layer: nn.Module, name: str, value: float | Tensor, learn: bool) -> None:
@@ -274,8 +258,9 @@ class IF(_Neuron):
             during backward, it is a RuntimeError: use the functional form there, whose v0 is an argument.
         learn_threshold: make the threshold a parameter.
 
-    Checkpoints keep gamma and beta, in the state dict's metadata (as torch.save stores it; a plain ``dict(...)`` copy
-    of a state dict drops it).
+    Checkpoints keep the surrogate's shape, gamma and beta, in the state dict's metadata, which torch.save stores;
+    loading a plain ``dict(...)``, which has none, warns. A threshold that is a number is an option, as the reset is,
+    and in the state dict only where it was measured: see :func:`snnfast.tuning.hold_thresholds`.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or range; the message names it.
