@@ -67,8 +67,7 @@ class BatchNormReLU(BatchNorm2d):
     """ReLU of ``BatchNorm(current) + residual``: the twin of :class:`snnfast.BatchNormIF`, without time.
 
     Parameters, buffers and arguments are those of :class:`BatchNorm2d`; [B, C] currents of linear layers are taken too.
-    For several processes there is :func:`synchronize`: ``nn.SyncBatchNorm.convert_sync_batchnorm`` takes it for a plain
-    batch norm, and would lose its ReLU.
+    For several processes there are :func:`synchronize` and ``nn.SyncBatchNorm.convert_sync_batchnorm``.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
