@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._state_dict import read_numbers, read_surrogate, write_numbers, write_surrogate
+from ._state_dict import WithNumbers, read_surrogate, write_surrogate
 from .layers import _OPTIONS, LIF, OverTime, _Neuron
 
 __all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer"]
@@ -112,7 +112,7 @@ class FusedOverTime(OverTime):
         return layer(*fit_residual(residual, over_time))
 
 
-class FusedNeuron(nn.Module):
+class FusedNeuron(WithNumbers):
     """What stays under a fused neuron's name: spikes pass through, and the name keeps working.
 
     Options, learned tensors and the carried state are those of the fused layer, to read and to assign; checkpoints
@@ -160,12 +160,14 @@ class FusedNeuron(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def _numbered(self) -> _Neuron:
+        return self.layer
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in _tables(self.layer).items():
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
         write_surrogate(self.layer, destination, prefix)
-        write_numbers(self.layer, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         # A module with these tensors alone loads them as any module would, shape checks and `assign` included.
@@ -178,9 +180,8 @@ class FusedNeuron(nn.Module):
         tables._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self.layer._parameters.update(tables._parameters)
         self.layer._buffers.update(tables._buffers)
-        _strict, *lists = args
-        read_numbers(self.layer, state_dict, prefix, local_metadata, *lists)
-        read_surrogate(self.layer, prefix, local_metadata, *lists)
+        self._load_numbers(state_dict, prefix, local_metadata, *args)
+        read_surrogate(self.layer, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         return f"runs in {self.name!r}"

@@ -6,8 +6,6 @@ interchange with networks whose activations have none. A plain dict has no metad
 A number that was measured for these weights, a threshold from data, is worth as much as the weights: it is *held*, by a
 key of its own, a 0-d float64 tensor, which takes every path that tensors take. In the layer it stays a number. The
 metadata has the numbers of all layers, held or not, so that loading can say where they differ.
-
-A module with such numbers has ``_numbers``, their names, and ``_held``, the names of those that are held.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Iterator
 from os.path import dirname, sep
 from typing import Any
 
@@ -23,10 +22,47 @@ from torch import Tensor, nn
 
 from .surrogate import SHAPES
 
-__all__ = ["hold", "read_numbers", "read_surrogate", "takes_keys", "write_numbers", "write_surrogate"]
+__all__ = ["WithNumbers", "hold", "read_surrogate", "takes_keys", "write_surrogate"]
 
 
-def hold(module: nn.Module, name: str) -> None:
+class WithNumbers(nn.Module):
+    """A module whose state dict may have numbers of it."""
+
+    # Class attributes, which modules pickled before there were any have too.
+    _numbers: tuple[str, ...] = ()  # the names of attributes that may be held, where they are no tensors
+    _held: tuple[str, ...] = ()  # and of those that are
+
+    def _numbered(self) -> WithNumbers | None:
+        """The module whose numbers are in this one's state dict; None where another one has this one's."""
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        module = self._numbered()
+        if module is not None:
+            metadata = _metadata_of(destination, prefix)
+            if metadata is not None:
+                metadata["numbers"] = _numbers_of(module)
+            destination.update(_held_tensors(module, prefix))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self._load_numbers(state_dict, prefix, local_metadata, *args)
+
+    def _load_numbers(self, state_dict: Any, prefix: str, local_metadata: Any, _strict: bool, *lists: Any) -> None:
+        module = self._numbered()
+        if module is not None:
+            _read_numbers(module, state_dict, prefix, local_metadata, *lists)
+
+    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[Any]:
+        yield from super().named_buffers(prefix, recurse, remove_duplicate)
+        # torch.distributed.checkpoint asks each module alone, to know which keys its state dict has.
+        module = None if recurse else self._numbered()
+        if module is not None:
+            yield from _held_tensors(module, f"{prefix}." if prefix else "")
+
+
+def hold(module: WithNumbers, name: str) -> None:
     """From now on the module's state dict has its number ``name``, where that is a number."""
     if name not in module._held:
         module._held = (*module._held, name)
@@ -34,9 +70,21 @@ def hold(module: nn.Module, name: str) -> None:
 
 def takes_keys(model: nn.Module) -> set[str]:
     """The keys that ``model.load_state_dict`` takes for numbers, whether or not the model's own state dict has them."""
-    prefixed = ((f"{path}.{name}" if path else name, module, name)
-                for path, module in model.named_modules() for name in getattr(module, "_numbers", ()))  # fmt: skip
-    return {key for key, module, name in prefixed if not isinstance(getattr(module, name), Tensor)}
+    numbered = ((path, module._numbered()) for path, module in model.named_modules() if isinstance(module, WithNumbers))
+    return {f"{path}.{name}" if path else name for path, module in numbered if module for name in _numbers_of(module)}
+
+
+def _numbers_of(module: WithNumbers) -> dict[str, float]:
+    return {name: value for name in module._numbers if not isinstance(value := getattr(module, name), Tensor)}
+
+
+def _held_tensors(module: WithNumbers, prefix: str) -> list[tuple[str, Tensor]]:
+    numbers = _numbers_of(module)
+    # On the CPU whatever the default device is: reading them waits for nothing.
+    return [
+        (prefix + name, torch.tensor(numbers[name], dtype=torch.float64, device="cpu"))
+        for name in module._held if name in numbers
+    ]  # fmt: skip
 
 
 def _metadata_of(destination: Any, prefix: str) -> dict[str, Any] | None:
@@ -70,8 +118,9 @@ def read_surrogate(
     layer: nn.Module,
     prefix: str,
     local_metadata: dict[str, Any],
+    _strict: bool,
     missing_keys: list[str],
-    unexpected_keys: list[str],
+    _unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
     """Gives a layer the surrogate of a state dict's metadata, adds to the load's errors, or warns that none came."""
@@ -84,8 +133,9 @@ def read_surrogate(
                 "no metadata",
                 f"the state dict has no metadata for {_name(layer, prefix)}, as plain dicts have none (dict(...) or a "
                 "comprehension over a state dict, safetensors, torch.distributed.checkpoint): the surrogate's shape, "
-                f"gamma and beta did not come. This layer, and others likewise, keeps {layer.surrogate}; set "
-                "layer.surrogate if another was saved, or load what torch.save made of model.state_dict()",
+                "gamma and beta did not come, nor thresholds for which it has no key. This layer, and others likewise, "
+                f"keeps {layer.surrogate}; set layer.surrogate if another was saved, or load what torch.save made of "
+                "model.state_dict()",
             )
         return
     try:
@@ -114,22 +164,8 @@ def read_surrogate(
 # Numbers
 
 
-def write_numbers(module: nn.Module, destination: Any, prefix: str) -> None:
-    """Puts a module's numbers into a state dict: all into the metadata, those that are held also under a key."""
-    numbers = {
-        name: value for name in module._numbers if not isinstance(value := getattr(module, name), Tensor)
-    }
-    metadata = _metadata_of(destination, prefix)
-    if metadata is not None:
-        metadata["numbers"] = numbers
-    for name in module._held:
-        if name in numbers:
-            # On the CPU whatever the default device is: reading it waits for nothing.
-            destination[prefix + name] = torch.tensor(numbers[name], dtype=torch.float64, device="cpu")
-
-
-def read_numbers(
-    module: nn.Module,
+def _read_numbers(
+    module: WithNumbers,
     state_dict: dict[str, Any],
     prefix: str,
     local_metadata: dict[str, Any],
@@ -142,10 +178,8 @@ def read_numbers(
     A number that does not come and is not known to be the same stays, with a warning.
     """
     saved = local_metadata.get("numbers", {})
-    for name in module._numbers:
-        key, own, what = prefix + name, getattr(module, name), f"{name} of {_name(module, prefix)}"
-        if isinstance(own, Tensor):
-            continue
+    for name, own in _numbers_of(module).items():
+        key, what = prefix + name, f"{name} of {_name(module, prefix)}"
         # Under the same key may be a tensor that was learned; that is for torch to call unexpected.
         ours = "version" not in local_metadata or name in saved
         if key in state_dict and ours and _is_number(state_dict[key]):

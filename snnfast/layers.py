@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import autograd, ops
-from ._state_dict import read_numbers, read_surrogate, write_numbers, write_surrogate
+from ._state_dict import WithNumbers, read_surrogate, write_surrogate
 from ._tracing import Layer, as_leaf, refuse_to_record
 from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
 from .surrogate import Surrogate
@@ -21,7 +21,7 @@ _OPTIONS = ("reset", "reset_value", "surrogate", "detach_reset", "fire_on_equal"
 _OPTION_DEFAULTS = {"reset": "hard", "reset_value": 0.0, "detach_reset": None, "fire_on_equal": False, "delay": False}
 
 
-class _Neuron(Layer):
+class _Neuron(WithNumbers, Layer):
     """What IF and LIF share: options, threshold, carried state, checkpoints.
 
     Options are ordinary attributes; assigning one (``layer.surrogate = …``) checks it and takes effect at once.
@@ -29,11 +29,9 @@ class _Neuron(Layer):
 
     _dynamics: Dynamics
     _leak_options: tuple[str, ...] = ()
-    # See _state_dict. Class attributes, which layers pickled before there were any have too.
     _numbers = ("threshold",)
-    _held: tuple[str, ...] = ()
-    _numbers_elsewhere = False  # another module's state dict has them: of a fused layer, under the neuron's name
-    _written: tuple[dict[str, Any], float] | None = None
+    _numbers_elsewhere = False  # whether another module's state dict has them: of a fused layer, the neuron's
+    _written: tuple[dict[str, Any], float] | None = None  # see write_surrogate
 
     def __init__(
         self,
@@ -159,18 +157,16 @@ class _Neuron(Layer):
             state["_state"] = state["_state"].detach().clone()
         return state
 
+    def _numbered(self) -> _Neuron | None:
+        return None if self._numbers_elsewhere else self
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         write_surrogate(self, destination, prefix)
-        if not self._numbers_elsewhere:
-            write_numbers(self, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        _strict, *lists = args
-        if not self._numbers_elsewhere:
-            read_numbers(self, state_dict, prefix, local_metadata, *lists)
-        read_surrogate(self, prefix, local_metadata, *lists)
+        read_surrogate(self, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]

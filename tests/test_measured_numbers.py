@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from measured import (
+    FEATURES,
+    KEYS,
+    NETWORKS,
+    assert_the_same,
+    currents,
+    fused,
+    measured,
+    networks,
+    normalized,
+    plain,
+    thresholds,
+    through_a_file,
+    to_be_fused,
+)
 from torch import nn
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 import snnfast as sf
 from snnfast import models, tuning
@@ -24,90 +34,7 @@ from snnfast.convert import to_spiking
 from snnfast.models.residual import Convolution
 from snnfast.surrogate import FastSigmoid, Triangle
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-FEATURES = 4
-
-
-@pytest.fixture(autouse=True)
-def no_other_warnings() -> Iterator[None]:
-    """What a test does not expect to warn must not."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", module="torch")
-        warnings.filterwarnings("ignore", message="torch.distributed is")
-        yield
-
-
-def currents(seed: int = 0) -> torch.Tensor:
-    return torch.randn(6, 8, FEATURES, generator=torch.Generator().manual_seed(seed)) * 3
-
-
-def plain() -> nn.Module:
-    torch.manual_seed(0)
-    linear = [sf.OverTime(nn.Linear(FEATURES, FEATURES)) for _ in range(3)]
-    return nn.Sequential(linear[0], sf.IF(), linear[1], sf.LIF(tau=3.0), linear[2])
-
-
-def normalized() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.BatchNormIF(FEATURES),
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.BatchNormLIF(FEATURES, decay_input=False),
-    )  # fmt: skip
-
-
-def to_be_fused() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.OverTime(nn.BatchNorm1d(FEATURES)), sf.IF(),
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.OverTime(nn.BatchNorm1d(FEATURES)), sf.LIF(decay_input=False),
-    )  # fmt: skip
-
-
-def fused() -> nn.Module:
-    model = to_be_fused()
-    assert len(sf.fuse(model).fused) == 2
-    return model
-
-
-NETWORKS = {"plain": plain, "normalized": normalized, "to be fused": to_be_fused, "fused": fused}
-KEYS = {
-    "plain": {"1.threshold", "3.threshold"},
-    "normalized": {"1.threshold", "3.threshold"},
-    "to be fused": {"2.threshold", "5.threshold"},
-    "fused": {"2.threshold", "5.threshold"},
-}
-networks = pytest.mark.parametrize("name", NETWORKS)
-
-
-def measured(name: str = "plain") -> nn.Module:
-    """A network with other weights than a new one's, and thresholds from data."""
-    model = NETWORKS[name]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.3)
-    model(currents(1))  # running statistics
-    tuning.normalize_thresholds(model, [(currents(), None)])
-    return model.eval()
-
-
-def through_a_file(value: Any, weights_only: bool = True) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=weights_only)
-
-
-def thresholds(model: nn.Module) -> list[Any]:
-    return [m.threshold for m in model.modules() if isinstance(m, sf.IF | sf.LIF)]
-
-
-def assert_the_same(model: nn.Module, other: nn.Module) -> None:
-    assert thresholds(model) == thresholds(other)
-    assert all(type(threshold) is float for threshold in thresholds(other))
-    x = currents(2) * 4
-    spikes = model.eval()(x)
-    assert spikes.any() and torch.equal(spikes, other.eval()(x))
+pytestmark = pytest.mark.usefixtures("one_thread", "no_other_warnings")
 
 
 # Saving and loading
@@ -414,71 +341,6 @@ def test_hooks_before_loading_may_rename_and_remove_keys() -> None:
 
     new[2].register_load_state_dict_pre_hook(rename)
     new.load_state_dict(state)
-    assert_the_same(model, new)
-
-
-# torch.distributed.checkpoint
-
-
-def save(model: nn.Module, folder: Path) -> None:
-    dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=folder, no_dist=True)
-
-
-@networks
-def test_a_distributed_checkpoint_brings_thresholds_to_a_network_that_holds_them(name: str, tmp_path: Path) -> None:
-    model, new = measured(name), NETWORKS[name]()
-    tuning.hold_thresholds(new)
-    save(model, tmp_path)
-    state = {"model": get_model_state_dict(new)}
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
-    with pytest.warns(UserWarning, match=r"own at '.'.*gamma and beta did not come"):
-        set_model_state_dict(new, state["model"])
-    assert_the_same(model, new)
-
-
-@networks
-@pytest.mark.parametrize("options", [None, StateDictOptions(full_state_dict=True), StateDictOptions(cpu_offload=True)],
-                         ids=["own", "full", "on the CPU"])  # fmt: skip
-def test_no_distributed_checkpoint_loses_a_surrogate_in_silence(
-    name: str, options: StateDictOptions | None, tmp_path: Path
-) -> None:
-    model, new = NETWORKS[name](), NETWORKS[name]()
-    save(model, tmp_path)
-    state = {"model": get_model_state_dict(new, options=options)}
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
-    with pytest.warns(UserWarning, match="gamma and beta did not come") as caught:
-        set_model_state_dict(new, state["model"], options=options)
-    assert len(caught) == 1
-
-
-def test_a_module_loaded_as_it_stands_says_it_too(tmp_path: Path) -> None:
-    model, new = plain(), plain()
-    dcp.save({"model": model}, checkpoint_id=tmp_path, no_dist=True)
-    with pytest.warns(UserWarning, match="gamma and beta did not come"):
-        dcp.load({"model": new}, checkpoint_id=tmp_path, no_dist=True)
-    assert torch.equal(new[0].module.weight, model[0].module.weight)
-
-
-@networks
-def test_metadata_saved_beside_the_tensors_brings_the_surrogates(name: str, tmp_path: Path) -> None:
-    model, new = measured(name), NETWORKS[name]()
-    for layer in (layer for layer in model.modules() if isinstance(layer, sf.IF | sf.LIF)):
-        layer.surrogate = Triangle(gamma=0.123, beta=4.5)
-    tuning.hold_thresholds(new)
-    for network, act in ((model, dcp.save), (new, dcp.load)):
-        state = network.state_dict()
-        act({"model": state, "metadata": state._metadata}, checkpoint_id=tmp_path, no_dist=True)
-    new.load_state_dict(state)
-    assert_the_same(model, new)
-    assert {m.surrogate for m in new.modules() if isinstance(m, sf.IF | sf.LIF)} == {Triangle(gamma=0.123, beta=4.5)}
-
-
-def test_a_distributed_checkpoint_made_a_file_brings_thresholds_to_any_network(tmp_path: Path) -> None:
-    model, new = measured(), plain()
-    save(model, tmp_path)
-    dcp_to_torch_save(tmp_path, tmp_path / "file.pt")
-    with pytest.warns(UserWarning, match="no metadata for '1'"):
-        new.load_state_dict(torch.load(tmp_path / "file.pt")["model"])
     assert_the_same(model, new)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from snnfast._state_dict import read_numbers, write_numbers
+from snnfast._state_dict import WithNumbers
 from snnfast.models.activations import Activation
 from snnfast.models.network import Network, SummedLinear, at_least_one, each_step
 from snnfast.models.normalization import BatchNorm2d
@@ -26,7 +26,7 @@ class Convolution(NamedTuple):
         return nn.Conv2d(in_channels, self.channels, self.kernel, self.stride, padding=self.kernel // 2, bias=bias)
 
 
-class Shortcut(nn.Module):
+class Shortcut(WithNumbers):
     """The current that a block's input spikes give its last neuron, past its convolutions.
 
     A 1×1 convolution with the block's stride where the width changes (with batch normalization: every current is
@@ -35,7 +35,6 @@ class Shortcut(nn.Module):
     """
 
     _numbers = ("scale",)
-    _held: tuple[str, ...] = ()
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, batch_norm: bool) -> None:
         super().__init__()
@@ -51,15 +50,6 @@ class Shortcut(nn.Module):
         """A current for spikes [T, B, C, H, W] (activations [B, C, H, W])."""
         current = spikes if isinstance(self.projection, nn.Identity) else each_step(self.projection, spikes)
         return current if self.scale == 1.0 else current * self.scale
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        write_numbers(self, destination, prefix)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        _strict, *lists = args
-        read_numbers(self, state_dict, prefix, local_metadata, *lists)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}"

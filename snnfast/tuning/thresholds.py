@@ -78,8 +78,8 @@ def hold_thresholds(model: nn.Module) -> dict[str, float]:
     After this, a number is there too, under the layer's ``threshold``, a 0-d float64 tensor, as after
     :func:`normalize_thresholds` and :func:`snnfast.convert.to_spiking`. In the layer it stays a number. Loading such a
     state dict needs nothing of this: layers take their thresholds, and hold them. Call it for thresholds that were
-    assigned by hand, and for a network that torch.distributed.checkpoint is to fill: that reads the keys which it finds
-    there (give ``set_model_state_dict`` the module inside a DistributedDataParallel: it knows no keys but of tensors).
+    assigned by hand, and for a network that torch.distributed.checkpoint is to fill, in every process: that reads the
+    keys which it finds there.
 
     Args:
         model: any module.
