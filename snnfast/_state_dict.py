@@ -10,6 +10,7 @@ metadata has the numbers of all layers, held or not, so that loading can say whe
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
@@ -40,9 +41,7 @@ class WithNumbers(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         module = self._numbered()
         if module is not None:
-            metadata = _metadata_of(destination, prefix)
-            if metadata is not None:
-                metadata["numbers"] = _numbers_of(module)
+            _write_metadata(destination, prefix, "numbers", _numbers_of(module))
             destination.update(_held_tensors(module, prefix))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
@@ -87,9 +86,16 @@ def _held_tensors(module: WithNumbers, prefix: str) -> list[tuple[str, Tensor]]:
     ]  # fmt: skip
 
 
-def _metadata_of(destination: Any, prefix: str) -> dict[str, Any] | None:
+# Modules around another one whose names torch, or users, take out of the keys, and nobody out of the metadata.
+_WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.")
+
+
+def _write_metadata(destination: Any, prefix: str, name: str, entry: dict[str, Any]) -> None:
     metadata = getattr(destination, "_metadata", None)
-    return None if metadata is None else metadata.setdefault(prefix[:-1], {})
+    if metadata is not None:
+        inner = functools.reduce(lambda name, wrapper: name.replace(wrapper, ""), _WRAPPERS, prefix)
+        for known_as in (prefix, inner):
+            metadata.setdefault(known_as[:-1], {})[name] = entry
 
 
 def _name(module: nn.Module, prefix: str) -> str:
@@ -101,11 +107,10 @@ def _name(module: nn.Module, prefix: str) -> str:
 
 def write_surrogate(layer: nn.Module, destination: Any, prefix: str) -> None:
     """Puts a layer's surrogate into a state dict's metadata."""
-    metadata = _metadata_of(destination, prefix)
-    if metadata is not None:
-        s = layer.surrogate
-        metadata["surrogate"] = {"shape": type(s).__name__, "gamma": s.gamma, "beta": s.beta}
-        layer._written = (metadata["surrogate"], s.gamma)
+    s = layer.surrogate
+    entry = {"shape": type(s).__name__, "gamma": s.gamma, "beta": s.beta}
+    _write_metadata(destination, prefix, "surrogate", entry)
+    layer._written = (entry, s.gamma)
 
 
 def _written_by(layer: nn.Module, saved: dict[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from measured import (
     to_be_fused,
 )
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import snnfast as sf
 from snnfast import models, tuning
@@ -91,6 +92,7 @@ def test_fusing_changes_no_key_and_checkpoints_go_both_ways() -> None:
 def test_copies_hold_them_too(name: str, duplicate: Callable[[nn.Module], nn.Module]) -> None:
     model = measured(name)
     other = duplicate(model)
+    assert KEYS[name] <= other.state_dict().keys()
     assert list(other.state_dict()) == list(model.state_dict())
     assert_the_same(model, other)
 
@@ -112,6 +114,26 @@ def test_a_prefix_of_data_parallel_may_be_taken_off() -> None:
     torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
     new.load_state_dict(state)
     assert_the_same(model, new)
+
+
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, lambda m: torch.compile(m, backend="eager")],
+                         ids=["activation checkpointing", "compiled"])  # fmt: skip
+def test_modules_around_a_layer_keep_nothing_from_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, new = measured(), plain()
+    model[1].surrogate = Triangle(gamma=3.0)
+    model[1], model[3] = wrap(model[1]), wrap(model[3])
+    state = through_a_file(model.state_dict())
+    wrapped = copy.deepcopy(new)
+    wrapped[1], wrapped[3] = wrap(wrapped[1]), wrap(wrapped[3])
+    wrapped.load_state_dict(state)
+    for key in [key for key in state if "_orig_mod" in key]:  # as users do
+        state[key.replace("_orig_mod.", "")] = state.pop(key)
+    new.load_state_dict(state)
+    for network in (new, wrapped):
+        assert thresholds(network) == thresholds(model)
+        assert [m.surrogate for m in network.modules() if isinstance(m, sf.IF | sf.LIF)] == [
+            Triangle(gamma=3.0), FastSigmoid()
+        ]  # fmt: skip
 
 
 def test_a_layer_alone_holds_its_threshold() -> None:
