@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_other_warnings")
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=folder)
 
 
 @networks
@@ -30,7 +30,7 @@ def test_a_distributed_checkpoint_brings_thresholds_to_a_network_that_holds_them
     tuning.hold_thresholds(new)
     save(model, tmp_path)
     state = {"model": get_model_state_dict(new)}
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(state, checkpoint_id=tmp_path)
     with pytest.warns(UserWarning, match=r"own at '.'.*gamma and beta did not come"):
         set_model_state_dict(new, state["model"])
     assert_the_same(model, new)
@@ -45,7 +45,7 @@ def test_no_distributed_checkpoint_loses_a_surrogate_in_silence(
     model, new = NETWORKS[name](), NETWORKS[name]()
     save(model, tmp_path)
     state = {"model": get_model_state_dict(new, options=options)}
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(state, checkpoint_id=tmp_path)
     with pytest.warns(UserWarning, match="gamma and beta did not come") as caught:
         set_model_state_dict(new, state["model"], options=options)
     assert len(caught) == 1
@@ -53,9 +53,9 @@ def test_no_distributed_checkpoint_loses_a_surrogate_in_silence(
 
 def test_a_module_loaded_as_it_stands_says_it_too(tmp_path: Path) -> None:
     model, new = plain(), plain()
-    dcp.save({"model": model}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": model}, checkpoint_id=tmp_path)
     with pytest.warns(UserWarning, match="gamma and beta did not come"):
-        dcp.load({"model": new}, checkpoint_id=tmp_path, no_dist=True)
+        dcp.load({"model": new}, checkpoint_id=tmp_path)
     assert torch.equal(new[0].module.weight, model[0].module.weight)
 
 
@@ -67,7 +67,7 @@ def test_metadata_saved_beside_the_tensors_brings_the_surrogates(name: str, tmp_
     tuning.hold_thresholds(new)
     for network, act in ((model, dcp.save), (new, dcp.load)):
         state = network.state_dict()
-        act({"model": state, "metadata": state._metadata}, checkpoint_id=tmp_path, no_dist=True)
+        act({"model": state, "metadata": state._metadata}, checkpoint_id=tmp_path)
     new.load_state_dict(state)
     assert_the_same(model, new)
     assert {m.surrogate for m in new.modules() if isinstance(m, sf.IF | sf.LIF)} == {Triangle(gamma=0.123, beta=4.5)}
