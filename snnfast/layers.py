@@ -166,7 +166,8 @@ class _Neuron(WithNumbers, Layer):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        read_surrogate(self, prefix, local_metadata, *args)
+        if not self._numbers_elsewhere or "surrogate" in local_metadata:  # of a fused layer, the neuron's name has it
+            read_surrogate(self, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]

@@ -326,6 +326,7 @@ def test_a_plain_dict_brings_no_surrogate_and_says_so_once_in_each_load(name: st
     assert len(caught) == 2
     for warning in caught:
         assert warning.category is UserWarning and warning.filename == __file__
+        assert f"no metadata for {min(KEYS[name]).partition('.')[0]!r}" in str(warning.message)  # the neuron's name
         for part in ("shape", "gamma", "beta", "FastSigmoid(gamma=10.0, beta=1.0)", "layer.surrogate", "torch.save"):
             assert part in str(warning.message)
 
