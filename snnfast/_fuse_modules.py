@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import _OPTIONS, LIF, OverTime, _Neuron, load_surrogate
+from ._state_dict import WithNumbers, read_surrogate, write_surrogate
+from .layers import _OPTIONS, LIF, OverTime, _Neuron
 
 __all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer"]
 
@@ -47,6 +48,7 @@ def fused_layer(batch_norm: nn.Module, neuron: _Neuron) -> nn.Module:
         if isinstance(neuron.__dict__.get(name), Tensor):  # one that is part of a graph
             layer.__dict__[name] = neuron.__dict__[name]
     layer._state, layer._started = neuron._state, dict(neuron._started)
+    layer._held, layer._numbers_elsewhere = neuron._held, True
     layer.training = batch_norm.training
     layer.register_state_dict_post_hook(_drop_tables)
     layer.register_load_state_dict_pre_hook(_fill_in_tables)
@@ -112,7 +114,7 @@ class FusedOverTime(OverTime):
         return layer(*fit_residual(residual, over_time))
 
 
-class FusedNeuron(nn.Module):
+class FusedNeuron(WithNumbers):
     """What stays under a fused neuron's name: spikes pass through, and the name keeps working.
 
     Options, learned tensors and the carried state are those of the fused layer, to read and to assign; checkpoints
@@ -160,22 +162,19 @@ class FusedNeuron(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def _numbered(self) -> _Neuron:
+        return self.layer
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in _tables(self.layer).items():
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:
-            s = self.layer.surrogate
-            metadata.setdefault(prefix[:-1], {})["surrogate"] = {
-                "shape": type(s).__name__,
-                "gamma": s.gamma,
-                "beta": s.beta,
-            }
+        write_surrogate(self.layer, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         # A module with these tensors alone loads them as any module would, shape checks and `assign` included.
         tables = nn.Module()
+        tables._load_state_dict_pre_hooks.update(self._load_state_dict_pre_hooks)
         for kind in ("_parameters", "_buffers"):
             getattr(tables, kind).update(
                 {name: tensor for name, tensor in getattr(self.layer, kind).items() if name in _tables(self.layer)}
@@ -183,7 +182,8 @@ class FusedNeuron(nn.Module):
         tables._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self.layer._parameters.update(tables._parameters)
         self.layer._buffers.update(tables._buffers)
-        load_surrogate(self.layer, prefix, local_metadata, args[-1])
+        self._load_numbers(state_dict, prefix, local_metadata, *args)
+        read_surrogate(self.layer, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         return f"runs in {self.name!r}"

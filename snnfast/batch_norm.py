@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ._tracing import as_leaf
 from .dynamics import flag
 from .layers import IF, LIF
-from .normalized import BatchNorm, check_eps, check_momentum, resolve_group, run_normalized
+from .normalized import (
+    WORLD_ONCE_INITIALISED,
+    BatchNorm,
+    check_eps,
+    check_momentum,
+    resolve_group,
+    run_normalized,
+)
 from .surrogate import Surrogate
 
 __all__ = ["BatchNormIF", "BatchNormLIF"]
 
 
-class _BatchNormNeuron(nn.Module):
+class _BatchNormNeuron(_BatchNorm):
     """The normalization of BatchNormIF and BatchNormLIF, ahead of the neuron in the order of their bases.
 
-    Parameters and buffers are named, and behave, as those of nn.BatchNorm1d, 2d and 3d.
+    Parameters, buffers and attributes are named, and behave, as those of nn.BatchNorm1d, 2d and 3d, and so is the base
+    class: what looks for batch norms (update_bn, torch.func, freezing) finds these too. Made by ``_add_batch_norm``,
+    which checks its arguments, not by the base class's constructor.
     """
 
-    _version = 2  # nn.BatchNorm's, which since then has num_batches_tracked
+    _takes_process_group = True  # see _keep_in_conversion
 
     def _add_batch_norm(
         self,
@@ -54,13 +65,6 @@ class _BatchNormNeuron(nn.Module):
         tracked = torch.tensor(0, dtype=torch.long, device=device) if track_running_stats else None
         self.register_buffer("num_batches_tracked", tracked)
         self._reset_normalization()
-
-    def reset_running_stats(self) -> None:
-        """Running mean 0, variance 1, and no batch seen."""
-        if self.track_running_stats:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, the running statistics as at first, and threshold and tau as :class:`snnfast.IF` does."""
@@ -98,22 +102,24 @@ class _BatchNormNeuron(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         batch = self.training or self.running_mean is None
         running = None if self.running_mean is None else (self.running_mean, self.running_var)
+        # As in nn.BatchNorm, whose attributes are there to be changed at any time.
         momentum: float | Tensor | None = None
-        if self.training and self.num_batches_tracked is not None:
-            # The cumulative mean (momentum=None) counts this batch in, which run_normalized does once it is checked.
-            momentum = self.momentum if self.momentum is not None else 1.0 / (self.num_batches_tracked + 1).double()
+        if self.training and self.track_running_stats:
+            if self.momentum is not None:
+                momentum = self.momentum
+            elif self.num_batches_tracked is not None:
+                # The cumulative mean counts this batch in, which run_normalized does once it is checked.
+                momentum = 1.0 / (self.num_batches_tracked + 1).double()
         norm = BatchNorm(self.eps, batch, resolve_group(self.process_group) if batch else None)
         return run_normalized(
             self._dynamics, norm, current, residual, v0, threshold, tau, self.weight, self.bias, running, momentum,
             steps, self.time_dim, keep, self.num_features, self.num_batches_tracked,
         )  # fmt: skip
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        # As nn.BatchNorm does with what was saved before it counted batches.
-        counted = prefix + "num_batches_tracked"
-        if (local_metadata or {}).get("version", 1) < 2 and self.track_running_stats and counted not in state_dict:
-            state_dict[counted] = self.num_batches_tracked
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+    def _check_input_dim(self, input: Tensor) -> None:
+        # What a call takes depends on its arguments: run_normalized checks it.
+        if input.dim() < 2:
+            raise ValueError(f"current must have a channel dimension, [T, B, C, ...], got {list(input.shape)}")
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
@@ -121,14 +127,15 @@ class _BatchNormNeuron(nn.Module):
             shown += "track_running_stats=False, "
         if self.process_group is not None:
             shown += f"process_group={self.process_group!r}, "
-        return shown + super().extra_repr()
+        return shown + super(_NormBase, self).extra_repr()  # the neuron's
 
     @staticmethod
     def convert_sync(module: nn.Module, process_group: Any = "world") -> nn.Module:
         """Makes the statistics of every BatchNormIF and BatchNormLIF in ``module`` those of all processes together.
 
-        In the manner of ``nn.SyncBatchNorm.convert_sync_batchnorm``, which is for the other batch norms; the layers
-        stay the same objects.
+        In the manner of ``nn.SyncBatchNorm.convert_sync_batchnorm``, and as that does with these layers: they stay the
+        same objects. That one converts all other batch norms too, and does not ask that torch.distributed is
+        initialised: until it is, statistics are of this process alone.
 
         Args:
             module: a module, possibly one of these layers itself.
@@ -152,6 +159,31 @@ class _BatchNormNeuron(nn.Module):
         return module
 
 
+def _keep_in_conversion() -> None:
+    """Makes ``nn.SyncBatchNorm.convert_sync_batchnorm``, which frameworks call, keep what does more than normalize.
+
+    torch puts an nn.SyncBatchNorm in the place of everything that is a batch norm, and has no hook for one that is
+    more: the neurons would be gone without a word. Layers whose class says ``_takes_process_group`` are given the
+    process group, and stay; all else goes to torch's own.
+    """
+    torchs = vars(nn.SyncBatchNorm)["convert_sync_batchnorm"].__func__
+    if hasattr(torchs, "keeps_neurons"):
+        return  # this module was imported before
+
+    @functools.wraps(torchs)
+    def convert_sync_batchnorm(cls: Any, module: nn.Module, process_group: Any = None) -> nn.Module:
+        if getattr(type(module), "_takes_process_group", False):
+            module.process_group = WORLD_ONCE_INITIALISED if process_group is None else process_group
+            return module
+        return torchs(cls, module, process_group)
+
+    convert_sync_batchnorm.keeps_neurons = True
+    nn.SyncBatchNorm.convert_sync_batchnorm = classmethod(convert_sync_batchnorm)
+
+
+_keep_in_conversion()
+
+
 class BatchNormIF(_BatchNormNeuron, IF):
     """Batch normalization of the currents, an optional residual current, and :class:`snnfast.IF`, in one layer.
 
@@ -159,6 +191,10 @@ class BatchNormIF(_BatchNormNeuron, IF):
     batch and space (the paper's section 2.6; MATH.md section 4), in any number of spatial dimensions. It reads and
     writes memory half as often as the two layers do, and keeps nothing for backward that they would both keep but the
     current. ``state_dict`` interchanges with that of nn.BatchNorm1d, 2d and 3d.
+
+    To torch it is a batch norm, a ``torch.nn.modules.batchnorm._BatchNorm``: what looks for those (update_bn,
+    torch.func, freezing) finds it, its attributes may be assigned as theirs (``momentum``, ``track_running_stats``,
+    ...), and ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes its statistics those of all processes.
 
     Args:
         num_features: C, the number of channels.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnfast._state_dict import hold
 from snnfast.models.activations import Activation
 from snnfast.models.network import Network, at_least_one
 from snnfast.models.residual import Shortcut
@@ -45,8 +46,8 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
         steps: time steps of the calibration, and of the returned network's forward pass where none are named.
 
     Returns:
-        The spiking network. Thresholds and the shortcuts' scales are plain numbers of its modules: ``torch.save`` it
-        whole; a state dict has the weights alone.
+        The spiking network. Thresholds and the shortcuts' scales are numbers of its modules, and its state dict has
+        them: a network made as this one, ``models.build(..., reset="soft", steps=...)``, takes them when it is loaded.
 
     Raises:
         TypeError: not such a network.
@@ -71,6 +72,7 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
         if not (largest > 0 and math.isfinite(largest)):
             raise ValueError(f"the largest current of {names[neuron]} must be positive and finite, got {largest}")
         neuron.threshold = largest
+        hold(neuron, "threshold")
         for reader in readers:
             _scale_input(reader, largest)
     return spiking
@@ -136,3 +138,4 @@ def _scale_input(reader: nn.Module, factor: float) -> None:
             return
     assert isinstance(reader, Shortcut), reader
     reader.scale *= factor
+    hold(reader, "scale")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import autograd, ops
+from ._state_dict import WithNumbers, read_surrogate, write_surrogate
 from ._tables import LOGITS, logit_of, reset_tables, set_table, show_table, start_of, write_table
 from ._tracing import Layer, as_leaf, refuse_to_record
 from .dynamics import Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
-from .surrogate import SHAPES, Surrogate
+from .surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
 
@@ -20,7 +21,7 @@ _OPTIONS = ("reset", "reset_value", "surrogate", "detach_reset", "fire_on_equal"
 _OPTION_DEFAULTS = {"reset": "hard", "reset_value": 0.0, "detach_reset": None, "fire_on_equal": False, "delay": False}
 
 
-class _Neuron(Layer):
+class _Neuron(WithNumbers, Layer):
     """What IF and LIF share: options, threshold, carried state, checkpoints.
 
     Options are ordinary attributes; assigning one (``layer.surrogate = …``) checks it and takes effect at once. A
@@ -29,6 +30,9 @@ class _Neuron(Layer):
 
     _dynamics: Dynamics
     _leak_options: tuple[str, ...] = ()
+    _numbers = ("threshold",)
+    _numbers_elsewhere = False  # whether another module's state dict has them: of a fused layer, the neuron's
+    _written: tuple[dict[str, Any], float] | None = None  # see write_surrogate
 
     def __init__(
         self,
@@ -199,22 +203,17 @@ class _Neuron(Layer):
             started = {key: start_of(tables[key]) for key in ("threshold", "tau", "tau_logit") if key in tables}
             self.__dict__.update(_learned=learned, _started=started)
 
+    def _numbered(self) -> _Neuron | None:
+        return None if self._numbers_elsewhere else self
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        # The surrogate travels in the state dict's metadata, which load_state_dict and torch.save know: no keys of its
-        # own, so that checkpoints interchange with networks whose activations have none.
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:
-            s = self._dynamics.surrogate
-            metadata.setdefault(prefix[:-1], {})["surrogate"] = {
-                "shape": type(s).__name__,
-                "gamma": s.gamma,
-                "beta": s.beta,
-            }
+        write_surrogate(self, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        load_surrogate(self, prefix, local_metadata, args[-1])
+        if not self._numbers_elsewhere or "surrogate" in local_metadata:  # of a fused layer, the neuron's name has it
+            read_surrogate(self, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
@@ -230,22 +229,6 @@ class _Neuron(Layer):
         return ", ".join(shown)
 
 
-def load_surrogate(layer: nn.Module, prefix: str, local_metadata: Any, error_msgs: list[str]) -> None:
-    """Gives a layer the surrogate that a state dict's metadata has, or adds to the load's errors."""
-    saved = (local_metadata or {}).get("surrogate")
-    if not saved:
-        return
-    try:
-        surrogate = SHAPES[saved["shape"]](gamma=saved["gamma"], beta=saved["beta"])
-    except (KeyError, TypeError, ValueError) as error:
-        error_msgs.append(
-            f"surrogate of {prefix[:-1] or type(layer).__name__!r}: {saved!r} is none of {', '.join(SHAPES)} with a "
-            f"gamma and a beta ({type(error).__name__}: {error})"
-        )
-        return
-    # Where errors are known, the load is about to fail. Whether missing keys are errors, torch tells its root only.
-    if not error_msgs:
-        layer.surrogate = surrogate
 
 
 class IF(_Neuron):
@@ -273,8 +256,9 @@ class IF(_Neuron):
         device, dtype: of a threshold (and tau) that is learned or a tensor; None is torch's default for numbers and the
             tensor's own otherwise. Numbers have neither, and spikes have the current's.
 
-    Checkpoints keep gamma and beta, in the state dict's metadata (as torch.save stores it; a plain ``dict(...)`` copy
-    of a state dict drops it).
+    Checkpoints keep the surrogate's shape, gamma and beta, in the state dict's metadata, which torch.save stores;
+    loading a plain ``dict(...)``, which has none, warns. A threshold that is a number is an option, as the reset is,
+    and in the state dict only where it was measured: see :func:`snnfast.tuning.hold_thresholds`.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or range; the message names it.

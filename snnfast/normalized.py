@@ -62,17 +62,23 @@ def check_momentum(momentum: float) -> float:
     return value
 
 
+WORLD_ONCE_INITIALISED = "world, once initialised"
+"""The process group of layers that nn.SyncBatchNorm.convert_sync_batchnorm converted, as lenient as torch's own."""
+
+
 def resolve_group(group: Any) -> Any:
     """The process group of a name or a group; ValueError without torch.distributed, TypeError for anything else."""
     if group is None:
         return None
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
+        if isinstance(group, str) and group == WORLD_ONCE_INITIALISED:
+            return None
         raise ValueError(
             f"process_group is {group!r}, but torch.distributed is not initialised: call "
             "torch.distributed.init_process_group first, or leave process_group out"
         )
-    if isinstance(group, str) and group == "world":
+    if isinstance(group, str) and group in ("world", WORLD_ONCE_INITIALISED):
         return distributed.group.WORLD
     if not isinstance(group, distributed.ProcessGroup):
         error = ValueError if isinstance(group, str) else TypeError

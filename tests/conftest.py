@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import host_run
 import pytest
 import torch
@@ -38,6 +40,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_other_warnings():
+    """A warning that a test does not expect is an error; torch's own are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module="torch")
+        warnings.filterwarnings("ignore", message="torch.distributed is")
+        yield
 
 
 @pytest.fixture(scope="session")

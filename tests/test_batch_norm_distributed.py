@@ -81,6 +81,30 @@ for case in cases:
     if not torch.equal(alone(x), joined(x)):
         problems.append((case, "evaluation"))
 
+# As frameworks convert a network, and wrap it.
+def network(fused):
+    torch.manual_seed(0)
+    norms = [sf.OverTime(nn.BatchNorm1d(C)), sf.IF()], [sf.OverTime(nn.BatchNorm1d(C)), sf.LIF()]
+    layers = [sf.BatchNormIF(C)], [sf.BatchNormLIF(C)]
+    model = nn.Sequential(sf.OverTime(nn.Linear(4, C)), *(norms if fused else layers)[0],
+                          sf.OverTime(nn.Linear(C, C)), *(norms if fused else layers)[1]).double()
+    if fused:
+        sf.fuse(model)
+    return model
+
+def conversion(fused, group):
+    one, two = network(fused), network(fused)
+    kept = [*two.modules()]
+    same = nn.SyncBatchNorm.convert_sync_batchnorm(two, group) is two and [*two.modules()] == kept
+    parallel = nn.parallel.DistributedDataParallel(two)
+    for step in range(2):
+        x = normal(4, 6, 4, seed=step) + step
+        one(x).sum().backward()
+        (parallel(x.split([2, 4], 1)[rank]).sum() * 2).backward()  # DDP takes the mean over processes
+    pairs = [(p.grad, q.grad) for p, q in zip(two.parameters(), one.parameters())]
+    pairs += zip(two.buffers(), one.buffers())
+    return same and any(g.any() for g, _ in pairs) and all(torch.allclose(a, b, rtol=1e-10) for a, b in pairs)
+
 # Options.
 model = nn.Sequential(sf.OverTime(nn.Linear(3, 3)), nn.Sequential(sf.BatchNormIF(3)), sf.IF(), sf.BatchNormLIF(3))
 converted = sf.BatchNormIF.convert_sync(model)
@@ -94,6 +118,7 @@ for layer in (of_own, of_world, by_itself, plain):
     layer(x)
 report = {
     "problems": problems,
+    "torch's conversion": [conversion(fused, group) for fused in (False, True) for group in (None, own_group)],
     "converted": converted is model and groups == ["world", "world"],
     "repr": repr(model[1][0]),
     "nonsense": refusal(lambda: sf.BatchNormIF(3, process_group="nonsense")),
@@ -135,6 +160,11 @@ def test_two_processes_train_as_one_on_the_joined_batch(reports, case):
 def test_a_model_is_converted_in_place_and_shows_it(reports):
     for report in reports:
         assert report["converted"] and "process_group='world'" in report["repr"]
+
+
+def test_torchs_own_conversion_makes_the_statistics_those_of_all(reports):
+    for report in reports:
+        assert report["torch's conversion"] == [True, True, True, True]
 
 
 def test_a_group_of_ones_own_may_be_given(reports):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from training_cases import COMMAND, CPU, PLAIN, colours, losses, run
 
-from snnfast import data, models, training
+from snnfast import data, models, training, tuning
 from snnfast.cli import main
 from snnfast.training import (
     CheckpointError,
@@ -117,6 +117,28 @@ def test_a_trained_network_is_read_back_from_its_folder(finished: Path) -> None:
     trainer = Trainer(data.load("digits"), PLAIN, CPU, model)
     summary = json.loads((finished / "summary.json").read_text())
     assert trainer.accuracy(trainer.data.test) == summary["test_accuracy"]
+
+
+def test_a_trained_networks_measured_thresholds_come_back_with_it(tmp_path: Path) -> None:
+    options = replace(PLAIN, model_options={**PLAIN.model_options, "batch_norm": False})
+    digits = data.load("digits")
+
+    def make() -> Trainer:
+        torch.manual_seed(0)
+        return Trainer(digits, options, CPU)
+
+    trainer, path = make(), tmp_path / checkpoints.NAME
+    found = tuning.normalize_thresholds(trainer.model, [digits.train[:64]])
+    trainer.step(*next(iter(trainer.epoch_batches())))
+    checkpoints.save(trainer, path)
+    model, resumed = training.load_model(path), make()
+    checkpoints.resume(resumed, checkpoints.read(path))
+    for network in (model, resumed.model):
+        assert [layer.threshold for layer in network.neurons()] == list(found.values())
+        assert torch.equal(network.eval()(digits.test[:8][0]), trainer.model.eval()(digits.test[:8][0]))
+    checkpoints.save(make(), path)
+    with pytest.raises(CheckpointError, match=r"of another network: no .*threshold"):
+        checkpoints.resume(trainer, checkpoints.read(path))
 
 
 def test_resume_takes_the_options_of_the_run_and_evaluates_at_others(

@@ -6,6 +6,7 @@ that one network class serves them all and state dicts interchange.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnfast._state_dict import takes_keys
 from snnfast.batch_norm import BatchNormIF, BatchNormLIF
 from snnfast.dynamics import flag
 from snnfast.layers import IF, LIF
@@ -65,8 +67,7 @@ class BatchNormReLU(BatchNorm2d):
     """ReLU of ``BatchNorm(current) + residual``: the twin of :class:`snnfast.BatchNormIF`, without time.
 
     Parameters, buffers and arguments are those of :class:`BatchNorm2d`; [B, C] currents of linear layers are taken too.
-    For several processes there is :func:`synchronize`: ``nn.SyncBatchNorm.convert_sync_batchnorm`` takes it for a plain
-    batch norm, and would lose its ReLU.
+    For several processes there are :func:`synchronize` and ``nn.SyncBatchNorm.convert_sync_batchnorm``.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -139,14 +140,22 @@ class Activation:
     def replacing(self, layer: nn.Module) -> nn.Module:
         """A layer of this kind with the parameters, running statistics, device and mode of one of another kind.
 
-        The process group that statistics are taken over is the other's too.
+        The process group that statistics are taken over is the other's too, and, between spiking kinds, a threshold
+        that was measured (:func:`snnfast.tuning.hold_thresholds`).
         """
         values = layer.state_dict()
-        example = next((value for value in values.values() if value.is_floating_point()), torch.empty(0))
+        measured = {name: getattr(layer, name) for name in getattr(layer, "_held", ()) if name in values}
+        example = next(
+            (value for name, value in values.items() if value.is_floating_point() and name not in measured),
+            torch.empty(0),
+        )
         made = self(getattr(layer, "num_features", 0)).to(example)
         own = made.state_dict()
-        # A copy without metadata: that would bring the replaced layer's surrogate along.
-        made.load_state_dict({**own, **{name: value for name, value in values.items() if name in own}})
+        known = {*own, *takes_keys(made)}
+        state = OrderedDict({**own, **{name: value for name, value in values.items() if name in known}})
+        # Metadata without a surrogate: the replaced layer's is not to come along.
+        state._metadata = {"": {"version": made._version, "numbers": measured}}  # type: ignore[attr-defined]
+        made.load_state_dict(state)
         if hasattr(made, "process_group"):
             made.process_group = getattr(layer, "process_group", None)
         return made.train(layer.training)

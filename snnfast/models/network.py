@@ -114,6 +114,8 @@ class Network(nn.Module):
     def with_activation(self, activation: Activation) -> Network:
         """A copy whose neurons are of another kind, with this network's weights, running statistics and process group.
 
+        Thresholds that were measured (:func:`snnfast.tuning.hold_thresholds`) go to spiking neurons along with them.
+
         Args:
             activation: of the copy, with batch normalization where this network has it.
 

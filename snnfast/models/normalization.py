@@ -10,7 +10,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snnfast.batch_norm import BatchNormIF
+from snnfast.batch_norm import BatchNormIF, BatchNormLIF
 from snnfast.dynamics import state_dtype
 from snnfast.normalized import moments_of_all, resolve_group, track, tracked_of_all
 
@@ -37,6 +37,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     process_group: Any = None
+    _takes_process_group = True  # nn.SyncBatchNorm.convert_sync_batchnorm keeps it, see snnfast.batch_norm
 
     def __init__(self, *args: Any, process_group: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -160,7 +161,8 @@ def synchronize(model: nn.Module, process_group: Any = "world") -> nn.Module:
     """
     if isinstance(model, nn.Module):
         for name, layer in model.named_modules():
-            if isinstance(layer, _BatchNorm) and not isinstance(layer, BatchNorm2d | nn.SyncBatchNorm):
+            known = BatchNormIF | BatchNormLIF | BatchNorm2d | nn.SyncBatchNorm
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, known):
                 raise ValueError(
                     f"{name or 'model'} is {type(layer).__name__}, whose statistics are of one process: make it a "
                     "snnfast.models.BatchNorm2d or an nn.SyncBatchNorm"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from snnfast._state_dict import WithNumbers
 from snnfast.models.activations import Activation
 from snnfast.models.network import Network, SummedLinear, at_least_one, each_step
 from snnfast.models.normalization import BatchNorm2d
@@ -25,13 +26,15 @@ class Convolution(NamedTuple):
         return nn.Conv2d(in_channels, self.channels, self.kernel, self.stride, padding=self.kernel // 2, bias=bias)
 
 
-class Shortcut(nn.Module):
+class Shortcut(WithNumbers):
     """The current that a block's input spikes give its last neuron, past its convolutions.
 
     A 1×1 convolution with the block's stride where the width changes (with batch normalization: every current is
     normalized); where only the size does, an average pool of 1×1 with that stride; otherwise the spikes themselves.
-    ``scale`` is what a spike is worth (1; conversion from an ANN sets it).
+    ``scale`` is what a spike is worth (1; conversion from an ANN sets it, and then the state dict has it).
     """
+
+    _numbers = ("scale",)
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, batch_norm: bool) -> None:
         super().__init__()

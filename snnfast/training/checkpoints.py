@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import snnfast
+from snnfast._state_dict import takes_keys
 from snnfast.data import load
 from snnfast.training.options import OptionError, TrainOptions
 from snnfast.training.output import OutputError
@@ -166,7 +167,8 @@ def resume(trainer: Trainer, content: dict[str, Any]) -> None:
 def _check_weights(model: nn.Module, state: dict[str, Any]) -> None:
     own = model.state_dict()
     differ = [f"no {name}" for name in own if name not in state]
-    differ += [f"{name} that this network does not have" for name in state if name not in own]
+    taken = takes_keys(model)
+    differ += [f"{name} that this network does not have" for name in state if name not in own and name not in taken]
     differ += [
         f"{name} of shape {list(state[name].shape)} for {list(own[name].shape)}"
         for name in own

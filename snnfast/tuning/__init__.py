@@ -5,19 +5,21 @@ sharpness at which it neither explodes nor vanishes (the paper's section 2.5), :
 learning rate of a schedule (section 3.1), and :func:`normalize_thresholds` sets the thresholds of a network without
 batch normalization (section 2.6). All take a model and ``batches``, a list or DataLoader of (inputs, targets), and
 leave everything that they are not asked to set as they found it: weights, gradients, running statistics, mode, carried
-states, and the random state of the CPU and the GPUs; when they raise, all of it.
+states, and the random state of the CPU and the GPUs; when they raise, all of it. What is set is in the model's state
+dict: a surrogate in its metadata, a threshold under a key (:func:`hold_thresholds`).
 """
 
 from snnfast.tuning.gamma import GammaSearch, tune_gamma
 from snnfast.tuning.gradients import GradientProfile, gradient_profile, plot_profiles
 from snnfast.tuning.learning_rate import LearningRateRange, lr_range_test
-from snnfast.tuning.thresholds import normalize_thresholds
+from snnfast.tuning.thresholds import hold_thresholds, normalize_thresholds
 
 __all__ = [
     "GammaSearch",
     "GradientProfile",
     "LearningRateRange",
     "gradient_profile",
+    "hold_thresholds",
     "lr_range_test",
     "normalize_thresholds",
     "plot_profiles",

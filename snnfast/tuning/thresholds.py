@@ -10,10 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnfast._state_dict import hold
 from snnfast.batch_norm import _BatchNormNeuron
 from snnfast.functional import batch_norm_integrate_and_fire
 from snnfast.tuning.gradients import over_time
-from snnfast.tuning.trial import Batches, SpikingLayer, check_batches, on_trial, passes_over, reset_states
+from snnfast.tuning.trial import (
+    Batches,
+    SpikingLayer,
+    check_batches,
+    on_trial,
+    passes_over,
+    reset_states,
+    spiking_layers,
+)
 
 
 class _Reached(Exception):
@@ -26,7 +35,7 @@ def normalize_thresholds(model: nn.Module, batches: Batches) -> dict[str, float]
     Layer by layer, in the order in which the forward pass reaches them: the threshold becomes the largest current over
     all batches, neurons and time steps, with the earlier layers' thresholds already set. The model runs in evaluation
     mode, without gradients. A threshold that is a tensor, buffer or parameter, keeps its shape; every channel gets the
-    layer's one value.
+    layer's one value. One that is a number stays one, which from now on the state dict has: :func:`hold_thresholds`.
 
     Args:
         model: called as ``model(inputs)``; with at least one spiking layer. Layers that the forward pass does not reach
@@ -58,7 +67,33 @@ def normalize_thresholds(model: nn.Module, batches: Batches) -> dict[str, float]
             found[layer] = largest
     for layer, threshold in found.items():
         _set_threshold(layer, threshold)
+        hold(layer, "threshold")
     return {layers[layer]: threshold for layer, threshold in found.items()}
+
+
+def hold_thresholds(model: nn.Module) -> dict[str, float]:
+    """Makes the state dict have the threshold of every spiking layer that has a number.
+
+    A threshold given as a number is an option, as the reset is, and not in the state dict; one given as a tensor is.
+    After this, a number is there too, under the layer's ``threshold``, a 0-d float64 tensor, as after
+    :func:`normalize_thresholds` and :func:`snnfast.convert.to_spiking`. In the layer it stays a number. Loading such a
+    state dict needs nothing of this: layers take their thresholds, and hold them. Call it for thresholds that were
+    assigned by hand, and for a network that torch.distributed.checkpoint is to fill, in every process: that reads the
+    keys which it finds there.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The thresholds by layer name. Layers whose threshold is a tensor are not among them.
+
+    Raises:
+        TypeError, ValueError: not a module, or one without a spiking layer.
+    """
+    layers = {layer: name for layer, name in spiking_layers(model).items() if not isinstance(layer.threshold, Tensor)}
+    for layer in layers:
+        hold(layer, "threshold")
+    return {name: layer.threshold for layer, name in layers.items()}
 
 
 def _calls(model: nn.Module, batches: Batches, layers: dict[SpikingLayer, str]) -> dict[SpikingLayer, int]:
