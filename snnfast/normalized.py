@@ -189,12 +189,22 @@ def tracked_of_all(moments: Tensor, count: Tensor, mean: Tensor | None, variance
     return tracked if mean is None else tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
 
 
-def track(running: Tensor, found: Tensor, momentum: float | Tensor) -> None:
-    """Moves a running statistic towards what a batch had. A tensor is the share of a cumulative mean, taken exactly."""
+def track(mean: Tensor, variance: Tensor, found: Tensor, momentum: float | Tensor) -> None:
+    """Moves running statistics towards what a batch had, [2, C]. A momentum that is a tensor is the share of a
+    cumulative mean, taken exactly."""
+    running = torch.stack((mean, variance))
     if isinstance(momentum, Tensor):
-        running.copy_(running.double().lerp(found.double(), momentum.double()))
+        running, found, momentum = running.double(), found.double(), momentum.double()
     else:
-        running.lerp_(found.to(running.dtype), momentum)
+        found = found.to(running.dtype)
+    if not isinstance(momentum, Tensor) and momentum == 1:
+        moved = found
+    else:
+        moved = running.lerp(found, momentum)
+        # Of an infinite statistic lerp takes a difference, which is none of the numbers.
+        moved = torch.where(moved.isnan(), running + found, moved)
+    for statistic, value in zip((mean, variance), moved.unbind(0), strict=True):
+        statistic.copy_(value)
 
 
 def check_normalized_call(
@@ -352,8 +362,7 @@ def run_normalized(
             if batches is not None:
                 batches.add_(1)
             if mean is not None and (values > 0 or count is not None):
-                track(mean, tracked[0], momentum)
-                track(variance, tracked[1], momentum)
+                track(mean, variance, tracked, momentum)
     if not recorded:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             keep |= ops.CHECKPOINTS

@@ -129,7 +129,8 @@ class Oracle:
             at_threshold = product(f, through)
             passed_on = c if soft else np.where(self.fired[t], zero, c)
             delta = total(at_threshold, zero if p is None else p[t], passed_on)
-            of_threshold = total(of_threshold, total(-at_threshold, -np.where(self.fired[t], c, zero) if soft else zero))
+            subtracted = np.where(self.fired[t], c, zero) if soft else zero
+            of_threshold = total(of_threshold, total(-at_threshold, -subtracted))
             if self.leak is not None:
                 pulled = self.before[t] - self.rest - (self.x[t] if o["decay_input"] else zero)
                 of_tau = total(of_tau, product(delta, pulled))
@@ -208,7 +209,9 @@ def compare(o, outputs, gradients) -> int:
     shown = {name: value for name, value in o.items() if not isinstance(value, torch.Tensor | list)}
     for name, ours, theirs in zip(("spikes", "v_last", "potential"), outputs, oracle.outputs, strict=True):
         wanted = torch.tensor(theirs).reshape(-1, NEURONS).to(ours.dtype)
-        torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True, msg=lambda m: f"{name}: {m} {shown}")
+        torch.testing.assert_close(
+            ours, wanted, rtol=0, atol=0, equal_nan=True, msg=lambda m, name=name: f"{name}: {m} {shown}"
+        )
     sure = torch.tensor(oracle.sure)
     for name, ours in gradients.items():
         wanted = torch.tensor(oracle.gradients[name]).reshape(-1, NEURONS).to(ours.dtype)
@@ -216,7 +219,7 @@ def compare(o, outputs, gradients) -> int:
         tiny = 1e-300 if ours.dtype == torch.float64 else 1e-7 if ours.dtype == torch.float16 else 1e-36
         torch.testing.assert_close(
             ours[:, sure], wanted[:, sure], rtol=rtol, atol=tiny, equal_nan=True,
-            msg=lambda m: f"gradient of {name}: {m} {shown}",
+            msg=lambda m, name=name: f"gradient of {name}: {m} {shown}",
         )  # fmt: skip
     return int(sure.sum())
 
