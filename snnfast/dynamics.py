@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import number
-from .surrogate import SHAPES, FastSigmoid, Surrogate
+from .surrogate import LARGEST, SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
 MOST_STEPS = 2**31 - 1
@@ -147,8 +147,8 @@ def make_dynamics(
         raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}")
     soft = reset == "soft"
     value = number("reset_value", reset_value)
-    if not math.isfinite(value):
-        raise ValueError(f"reset_value must be finite, got {value}")
+    if not abs(value) <= LARGEST:
+        raise ValueError(f"reset_value must be finite and within {LARGEST:.8g}, the largest float32, got {value}")
     if soft and value != 0:
         raise ValueError(f"reset_value must be 0 with reset='soft', which subtracts the threshold; got {value}")
     # The paper's rule: "we take the gradient of spikes to be zero" at a hard reset; a soft one is differentiated.

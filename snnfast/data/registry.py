@@ -79,6 +79,6 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageData
             f"the environment variable {DATA_DIR_VARIABLE}"
         )
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise DataError(f"data folder {str(path)!r} {'is not a folder' if path.exists() else 'does not exist'}")
+    if not os.path.isdir(path):  # False, too, for a name that cannot be
+        raise DataError(f"data folder {str(path)!r} {'is not a folder' if os.path.exists(path) else 'does not exist'}")
     return data_set.load(path)

@@ -43,7 +43,10 @@ class DigitsNet(nn.Module):
         if min(height, width) < 4:
             raise ValueError(f"image_shape must be at least 4×4 pixels, got {height}×{width}")
         make_neuron = neuron if neuron is not None else (lambda: IF(reset="soft"))
-        first, second, hidden = widths
+        try:
+            first, second, hidden = (at_least_one(width, "widths") for width in widths)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"widths must be three integers of at least 1, got {widths!r}") from error
         self.steps = at_least_one(steps)
         self.stem = nn.Conv2d(channels, first, 3, padding=1)
         self.neuron1 = make_neuron()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnfast.dynamics import MOST_STEPS
 from snnfast.layers import Readout
 from snnfast.models.activations import LAYER_TYPES, Activation
 
@@ -18,6 +19,8 @@ def at_least_one(value: int, name: str = "steps") -> int:
     """``value``, if it is a number of time steps, channels, ...; ValueError with its ``name`` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    if value > MOST_STEPS:
+        raise ValueError(f"{name} must be an integer of at most {MOST_STEPS}, got {value!r}")
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from snnfast.layers import IF, LIF
+from snnfast.models.activations import Activation
 from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
 from snnfast.models.residual import resnet11, resnet18, resnet50
@@ -38,9 +39,9 @@ def digits(
         TypeError, ValueError: an option that is not allowed.
     """
     kinds = {"if": IF, "lif": LIF}
-    if activation not in kinds:
+    if not isinstance(activation, str) or activation not in kinds:
         raise ValueError(f"activation must be 'if' or 'lif' for digits, got {activation!r}")
-    options = {"reset": "soft", **neuron}
+    options = Activation(activation, False, {"reset": "soft", **neuron}).neuron
     return DigitsNet(
         (in_channels, image_size, image_size), num_classes, steps=steps, widths=widths,
         neuron=lambda: kinds[activation](**options),
