@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import number
+from ._checks import dense as check_dense
+from ._checks import flag, number
 from .surrogate import LARGEST, SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
@@ -65,12 +66,6 @@ class Dynamics:
     @property
     def input_decays(self) -> bool:
         return bool(self.flags & INPUT_DECAYS)
-
-
-def flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
 
 
 def check_threshold(value: float | Tensor) -> float:
@@ -183,12 +178,6 @@ def check_time_dim(time_dim: object) -> None:
     # A symbolic number stands for an int while torch.compile traces (whose torch 2.6 knows no `int | SymInt`).
     if isinstance(time_dim, bool) or not isinstance(time_dim, (int, torch.SymInt)) or time_dim not in (0, 1):
         raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
-
-
-def check_dense(what: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_nested:
-        got = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
-        raise TypeError(f"{what} must be a dense tensor, got {got}")
 
 
 def check_dtype(what: str, tensor: Tensor) -> None:

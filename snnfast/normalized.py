@@ -20,7 +20,7 @@ from . import ops
 from ._checks import number
 from ._dispatch import complete, define, gradient_of, library, op
 from ._tracing import recording, refuse_to_record, unrecorded
-from .autograd import announce, begin, of_asked_for, once_differentiable
+from .autograd import announce, begin, for_backward, of_asked_for, once_differentiable
 from .dynamics import DTYPES, Dynamics, check_dense, state_dtype
 from .normalization_ops import (
     batch_norm_tables_op,
@@ -366,6 +366,7 @@ def run_normalized(
     if not recorded:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             keep |= ops.CHECKPOINTS
+            given = for_backward(*given)
         outputs = _NormalizedIntegrate.apply(
             *given, moments, tables, count, dynamics.name, dynamics.numbers, norm, held_steps, time_dim, keep
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from ._checks import flag
 from .dynamics import Dynamics, check_call, given_tau, make_dynamics, state_dtype
 from .surrogate import Surrogate
 
@@ -207,6 +208,7 @@ def integrate_and_fire(
         delay=delay,
         custom_surrogate=True,
     )
+    flag("return_potential", return_potential)
     outputs = check_and_loop(dynamics, current, v0, threshold, None, steps, time_dim)
     return outputs if return_potential else outputs[:2]
 
@@ -242,5 +244,6 @@ def leaky_integrate_and_fire(
         delay=delay,
         custom_surrogate=True,
     )
+    flag("return_potential", return_potential)
     outputs = check_and_loop(dynamics, current, v0, threshold, tau, steps, time_dim)
     return outputs if return_potential else outputs[:2]

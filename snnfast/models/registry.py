@@ -12,6 +12,7 @@ from snnfast.layers import IF, LIF
 from snnfast.models.activations import Activation
 from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
+from snnfast.models.network import check_sizes, three_sizes
 from snnfast.models.residual import resnet11, resnet18, resnet50
 
 __all__ = ["build", "digits", "for_images", "names", "takes"]
@@ -41,6 +42,7 @@ def digits(
     kinds = {"if": IF, "lif": LIF}
     if not isinstance(activation, str) or activation not in kinds:
         raise ValueError(f"activation must be 'if' or 'lif' for digits, got {activation!r}")
+    check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     options = Activation(activation, False, {"reset": "soft", **neuron}).neuron
     return DigitsNet(
         (in_channels, image_size, image_size), num_classes, steps=steps, widths=widths,
@@ -64,7 +66,7 @@ def names() -> tuple[str, ...]:
 
 
 def _network(name: str) -> Callable[..., nn.Module]:
-    if name not in _NETWORKS:
+    if not isinstance(name, str) or name not in _NETWORKS:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(_NETWORKS)}")
     return _NETWORKS[name]
 
@@ -104,7 +106,7 @@ def for_images(name: str, image_shape: tuple[int, int, int], classes: int, **opt
     Raises:
         What :func:`build` raises.
     """
-    channels, size, _ = image_shape
+    channels, size, _ = three_sizes("image_shape", image_shape)
     given: dict[str, Any] = {"num_classes": classes, "in_channels": channels}
     if takes(name, "image_size"):
         given["image_size"] = size
