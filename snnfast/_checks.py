@@ -24,8 +24,10 @@ def integer(name: str, value: Any, *, least: int, most: int = LARGEST_COUNT) -> 
     """A Python int within limits; TypeError for anything else, ValueError for another."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be an int of at least {least} and at most {most}, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must {'not be negative' if least == 0 else f'be at least {least}'}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
     return value
 
 

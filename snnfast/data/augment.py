@@ -190,8 +190,6 @@ def _check_share(name: str, value: float) -> None:
 
 
 def _check_padding(padding: int) -> None:
-    if isinstance(padding, int) and padding < 0:
-        raise ValueError(f"padding must not be negative, got {padding}")
     integer("padding", padding, least=0, most=MOST_PADDING)
 
 

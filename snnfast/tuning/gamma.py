@@ -80,8 +80,6 @@ def tune_gamma(
         raise ValueError(f"start must be between {_SMALLEST:g} and {_LARGEST:g}, got {start}")
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be finite and above 0, got {tolerance}")
-    if isinstance(max_evaluations, bool) or not isinstance(max_evaluations, int) or max_evaluations < 1:
-        raise ValueError(f"max_evaluations must be an integer of at least 1, got {max_evaluations!r}")
     integer("max_evaluations", max_evaluations, least=1)
 
     evaluated: dict[float, GradientProfile] = {}

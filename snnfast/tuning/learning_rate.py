@@ -153,8 +153,6 @@ def _check_options(lowest: float, highest: float, steps: int, smoothing: float, 
         number(name, value)
     if not 0 < lowest < highest < math.inf:
         raise ValueError(f"rates must be finite and 0 < lowest < highest, got {lowest} and {highest}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
     integer("steps", steps, least=2, most=MOST_RATES)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
