@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from snnfast._command import Parser
+
 from . import environment, memory, plots, report
 from .baselines import OURS
 from .cases import Case, select
@@ -25,13 +27,16 @@ from .measure import disturbed, measure
 DEFAULT_SECONDS = 170.0
 """What the default suite plans to take. Where first calls or a loaded machine use more, later cases get less time."""
 
+MOST_PROCESSES = 1000
+"""One after another, of minutes each."""
+
 
 class UsageError(Exception):
     """Something asked for that cannot be had; the message says what can."""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="snnfast bench",
         description="Measure the fused layers against the per-timestep loop, torch.relu, a copy and other libraries "
         "where installed. Writes a table, JSON and plots.")
@@ -179,8 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     suite = _suite(arguments)
     try:
-        if arguments.processes < 1:
-            raise UsageError(f"--processes must be at least 1, got {arguments.processes}")
+        if not 1 <= arguments.processes <= MOST_PROCESSES:
+            raise UsageError(f"--processes must be at least 1 and at most {MOST_PROCESSES}, got {arguments.processes}")
         devices = _devices(arguments.device)
         chosen = {}
         for device in devices:
@@ -200,6 +205,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"snnfast bench: error: {error}", file=sys.stderr)
         return 2
     return 0 if all(well) else 1
-
-
-

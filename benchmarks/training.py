@@ -9,9 +9,9 @@ then is the same, but for the first one, which spiking networks compute once and
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnfast import models
+from snnfast._command import USAGE, Parser, integer, is_out_of_memory, one_line, seconds
+from snnfast.dynamics import MOST_STEPS
 from snnfast.models import Activation, Network
 from snnfast.surrogate import FastSigmoid
 from snnfast.training.options import OptionError, choose_device
+from snnfast.training.output import OutputError, OutputFolder
 
 from . import environment
 from .baselines import OURS, Neuron, Unsupported, find
@@ -145,7 +148,9 @@ def measure(
             model = side_of(side, ours, device).to(device)
             remark = "" if side in (OURS, TWIN) else check(model, copy.deepcopy(ours), images, labels)
         except (Unsupported, ImportError, RuntimeError) as error:
-            found[side] = {"skipped": str(error)}
+            if side == OURS:
+                raise
+            found[side] = {"skipped": one_line(error)}
             continue
         model = model.to(torch.float32).to(memory_format=layout)
         batch, wanted = (images.repeat(steps, 1, 1, 1), labels.repeat(steps)) if side == TWIN else (images, labels)
@@ -189,15 +194,16 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m snnfast.benchmarks.training", description=__doc__.split("\n")[0])
+    size = integer(1, MOST_STEPS)
+    parser = Parser(prog="python -m snnfast.benchmarks.training", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="resnet11", choices=[name for name in models.names() if name != "digits"])
-    parser.add_argument("--width", type=int, help="channels of the first convolution (default: the network's own)")
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--width", type=size, help="channels of the first convolution (default: the network's own)")
+    parser.add_argument("--image-size", type=size, default=32)
+    parser.add_argument("--batch-size", type=size, default=32)
+    parser.add_argument("--steps", type=size, default=10)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", help="default: a GPU where there is one with kernels for it")
-    parser.add_argument("--seconds", type=float, default=20.0, help="to spend on all sides together")
+    parser.add_argument("--seconds", type=seconds, default=20.0, help="to spend on all sides together")
     parser.add_argument("--side", action="append", choices=SIDES, help="only these, ours always; may be repeated")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args(argv)
@@ -205,20 +211,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = [side for side in SIDES if side == OURS or not arguments.side or side in arguments.side]
     precision = None if arguments.precision == "float32" else getattr(torch, arguments.precision)
     try:
+        folder = None if arguments.out is None else file_folder(arguments.out)
         device = choose_device(arguments.device)
         results = measure(
             arguments.model, device, image_size=arguments.image_size, batch_size=arguments.batch_size,
             steps=arguments.steps, precision=precision, seconds=arguments.seconds, sides=sides, **options,
         )  # fmt: skip
-    except (OptionError, TypeError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+    except (OptionError, OutputError, TypeError, ValueError) as error:
+        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
+        return USAGE
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "choose a smaller --width, --image-size or --batch-size, or fewer --steps"
+        print(f"{parser.prog}: error: out of memory: {remedy}", file=sys.stderr)
+        return USAGE
     print(table(results))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         results["environment"] = environment.describe(device)
-        arguments.out.write_text(json.dumps(results, indent=2, default=str) + "\n")
+        folder.write_text(arguments.out.name, json.dumps(results, indent=2, default=str) + "\n")
     return 0
+
+
+def file_folder(file: Path) -> OutputFolder:
+    """The folder of a file to be written; OutputError where it cannot be."""
+    if not file.name or os.path.isdir(file):
+        raise OutputError(f"--out must name a file, got {str(file)!r}")
+    folder = OutputFolder(file.parent)
+    try:
+        file.exists()
+    except OSError as error:  # a name that cannot be
+        raise OutputError(f"--out: {str(file)!r} cannot be written: {error.strerror}") from error
+    return folder
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ struct StepGradient {
 };
 
 // grad_spike: dL/ds_t. grad_recorded: dL/dh_t from a recorded potential. grad_after: dL/dv_t, from the step after.
-// A product with a factor 0 is 0 whatever the other factor, so that infinite values do not make NaN.
+// A product with a factor 0 is 0 whatever the other factor, so that infinite values do not make NaN. (That of the soft
+// reset needs no care: where the threshold is infinite, the slope is 0.)
 template <class Surrogate, class D, class V>
 SNNFAST_HD StepGradient<V> step_gradient(const D& dynamics, const Coefficients<V>& k, Scalar<V> gamma, Scalar<V> beta,
                                          V h, V grad_spike, V grad_recorded, V grad_after) {
@@ -103,7 +104,8 @@ SNNFAST_HD StepGradient<V> step_gradient(const D& dynamics, const Coefficients<V
     V through_spike = grad_spike;
     if (dynamics.attached) {
         const V reset_by = dynamics.soft ? V(-k.threshold) : V(dynamics.reset_value - h);
-        through_spike = through_spike + grad_after * reset_by;
+        const V through_reset = grad_after * reset_by;
+        through_spike = through_spike + (dynamics.soft ? through_reset : grad_after == V{} ? V{} : through_reset);
     }
     const V at_threshold = slope == V{} ? V{} : V(through_spike * slope);
     const V passed_on = dynamics.soft ? grad_after : (fired ? V{} : grad_after);
@@ -111,11 +113,12 @@ SNNFAST_HD StepGradient<V> step_gradient(const D& dynamics, const Coefficients<V
     return {V(at_threshold + grad_recorded) + passed_on, V(-at_threshold - subtracted)};
 }
 
-// This step's part of dL/dtau, without the factor 1 / tau^2.
+// This step's part of dL/dtau, without the factor 1 / tau^2; 0 where delta is, whatever the potential.
 template <class D, class V>
 SNNFAST_HD V tau_gradient(const D& dynamics, V delta, V v_before, V x) {
     const V pulled = v_before - rest(dynamics);
-    return delta * (dynamics.input_decays ? V(pulled - x) : pulled);
+    const V part = delta * (dynamics.input_decays ? V(pulled - x) : pulled);
+    return delta == V{} ? V{} : part;
 }
 
 }  // namespace SNNFAST_TARGET

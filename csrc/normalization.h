@@ -82,14 +82,59 @@ SNNFAST_HD void write_parameter(void* to, DType dtype, i64 index, double value) 
     }
 }
 
+// Calls `use` with every value of a channel, as a double, until it returns false.
+template <class Storage, class Use>
+SNNFAST_HD void for_each_value(const ChannelCall& call, i64 c, Use use) {
+    const Layout& layout = call.layout;
+    const i64 steps = layout.held ? 1 : layout.steps;
+    for (i64 first = c * layout.channel_stride; first < layout.neurons();
+         first += layout.channels * layout.channel_stride) {
+        for (i64 flat = first; flat < first + layout.channel_stride; ++flat) {
+            const Storage* const x = static_cast<const Storage*>(call.current) +
+                                     flat / layout.inner * layout.current.outer + flat % layout.inner;
+            for (i64 step = 0; step < steps; ++step)
+                if (!use(double(widen(x[step * layout.current.step])))) return;
+        }
+    }
+}
+
+struct Moments {
+    double mean;
+    double variance;
+};
+
+// A channel's moments from its values, in double: an infinite value's mean is infinite, as torch has it. Slow, one value
+// after the other; NaN ends it, so that a diverged network is not slow too.
+template <class Storage>
+SNNFAST_HD Moments moments_of_values(const ChannelCall& call, i64 c) {
+    double mean = 0, variance = 0;
+    for_each_value<Storage>(call, c, [&](double x) {
+        mean += x / call.count;
+        return mean == mean;
+    });
+    for_each_value<Storage>(call, c, [&](double x) {
+        const double d = x - mean;
+        variance += d * (d / call.count);
+        return variance == variance;
+    });
+    return {mean, variance};
+}
+
+// The neurons' contributions are in the state's dtype, whose squares overflow where values are near 1e19 and more, and
+// infinite values leave no differences: such a channel's moments come from its values.
 template <class Storage, class S>
 SNNFAST_HD void finish_moments(const ChannelCall& call, i64 c) {
     const i64 channels = call.layout.channels;
     const double steps = call.layout.held ? 1.0 : double(call.layout.steps);
     const double from_pivot = call.sums[c] / (call.count / steps);
     const double found = call.sums[channels + c] / call.count - from_pivot * from_pivot;
-    const double variance = found < 0 ? 0.0 : found;  // NaN stays NaN
-    const double mean = widen(static_cast<const Storage*>(call.current)[pivot_offset(call.layout, c)]) + from_pivot;
+    double variance = found < 0 ? 0.0 : found;
+    double mean = widen(static_cast<const Storage*>(call.current)[pivot_offset(call.layout, c)]) + from_pivot;
+    if (!(found - found == 0 && mean - mean == 0)) {  // infinite or NaN
+        const Moments exact = moments_of_values<Storage>(call, c);
+        mean = exact.mean;
+        variance = exact.variance;
+    }
     call.moments[c] = mean;
     call.moments[channels + c] = variance;
     if (call.tracked) {

@@ -157,6 +157,8 @@ def run(
         or (threshold is not None and threshold.requires_grad)
         or (tau is not None and tau.requires_grad)
     ):
+        if v0 is not None or threshold is not None or tau is not None:
+            current, v0, threshold, tau = for_backward(current, v0, threshold, tau)
         spikes, v_last, potential = _Integrate.apply(
             current, v0, threshold, tau, dynamics.name, dynamics.numbers, held_steps, time_dim, keep | ops.CHECKPOINTS
         )
@@ -166,6 +168,13 @@ def run(
         )
     announce(spikes)
     return spikes, v_last, potential
+
+
+def for_backward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as autograd may keep them: a copy of what was made in inference mode."""
+    if torch.compiler.is_compiling():
+        return tensors
+    return tuple([t.clone() if t is not None and t.is_inference() else t for t in tensors])
 
 
 def announce(spikes: Tensor) -> None:

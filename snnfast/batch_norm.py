@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from ._checks import device as check_device
+from ._checks import integer
+from ._tables import reset_tables
 from ._tracing import as_leaf
-from .dynamics import flag
+from .dynamics import DTYPES, flag
 from .layers import IF, LIF
 from .normalized import (
     WORLD_ONCE_INITIALISED,
@@ -23,6 +26,10 @@ from .normalized import (
 from .surrogate import Surrogate
 
 __all__ = ["BatchNormIF", "BatchNormLIF"]
+
+
+MOST_FEATURES = 2**24
+"""Beyond, a mistake: torch would be filling memory for minutes."""
 
 
 class _BatchNormNeuron(_BatchNorm):
@@ -46,14 +53,14 @@ class _BatchNormNeuron(_BatchNorm):
         device: Any,
         dtype: torch.dtype | None,
     ) -> None:
-        if isinstance(num_features, bool) or not isinstance(num_features, int):
-            raise TypeError(f"num_features must be an int, got {type(num_features).__name__}")
-        if num_features < 0:
-            raise ValueError(f"num_features must not be negative, got {num_features}")
+        integer("num_features", num_features, least=0, most=MOST_FEATURES)
+        check_device("device", device)
+        if dtype is not None and dtype not in DTYPES:
+            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
         resolve_group(process_group)
         self.num_features = num_features
-        self.eps = check_eps(eps)
-        self.momentum = None if momentum is None else check_momentum(momentum)
+        self.eps = eps
+        self.momentum = momentum
         self.affine = flag("affine", affine)
         self.track_running_stats = flag("track_running_stats", track_running_stats)
         self.process_group = process_group
@@ -66,10 +73,17 @@ class _BatchNormNeuron(_BatchNorm):
         self.register_buffer("num_batches_tracked", tracked)
         self._reset_normalization()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "eps":
+            value = check_eps(value)
+        elif name == "momentum" and value is not None:
+            value = check_momentum(value)
+        super().__setattr__(name, value)
+
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, the running statistics as at first, and threshold and tau as :class:`snnfast.IF` does."""
         self._reset_normalization()
-        super().reset_parameters()
+        reset_tables(self)
 
     def _reset_normalization(self) -> None:
         self.reset_running_stats()

@@ -9,21 +9,12 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
+
+from snnfast._command import USAGE, Parser, is_out_of_memory
 
 _BENCH_HELP = "measure the layers against the loops and libraries they replace, on the devices present"
-_OK, _FAILED, _USAGE, _INTERRUPTED, _NO_READER = 0, 1, 2, 130, 141
-
-
-class _UsageError(Exception):
-    """An argument that the parser refuses."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage text, which would bury it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{self.prog}: error: {message} (see {self.prog} --help)")
+_OK, _FAILED, _INTERRUPTED, _NO_READER = 0, 1, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,10 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return benchmarks.main(arguments[1:])
         parsed = _parser().parse_args(arguments)
         return parsed.command(parsed)
-    except _UsageError as error:
-        print(error, file=sys.stderr)
-        return _USAGE
-    except SystemExit as exit_:  # --help and --version
+    except SystemExit as exit_:  # wrong arguments; --help and --version
         return exit_.code if isinstance(exit_.code, int) else _OK
     except KeyboardInterrupt:
         print("\nsnnfast: interrupted", file=sys.stderr)
@@ -62,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     import snnfast
 
-    parser = _Parser(prog="snnfast", description="Spiking neurons over time as one kernel, for PyTorch.")
+    parser = Parser(prog="snnfast", description="Spiking neurons over time as one kernel, for PyTorch.")
     parser.add_argument("--version", action="version", version=f"snnfast {snnfast.__version__}")
     commands = parser.add_subparsers(
-        title="commands", metavar="{info,bench,train,reproduce}", required=True, parser_class=_Parser
+        title="commands", metavar="{info,bench,train,reproduce}", required=True, parser_class=Parser
     )
     info = commands.add_parser("info", help="print what was compiled and which versions are in use")
     info.set_defaults(command=_info)
@@ -222,10 +210,16 @@ def _train(arguments: argparse.Namespace) -> int:
             train(options, resume=arguments.resume)
     except (CheckpointError, DataError, OptionError, OutputError) as error:
         print(f"snnfast train: error: {error}", file=sys.stderr)
-        return _USAGE
+        return USAGE
     except (DivergedError, MismatchError) as error:
         print(f"snnfast train: {error}", file=sys.stderr)
         return _FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "choose fewer --steps or --eval-steps, a smaller --batch-size, or a smaller network"
+        print(f"snnfast train: error: out of memory: {remedy}", file=sys.stderr)
+        return USAGE
     return _OK
 
 

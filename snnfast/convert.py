@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnfast._checks import dense
 from snnfast._state_dict import hold
 from snnfast.models.activations import Activation
 from snnfast.models.network import Network, at_least_one
@@ -60,7 +61,7 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
         raise ValueError(f"ann must be made with activation='relu', got {ann.activation.kind!r}")
     at_least_one(steps)
     device = next(ann.parameters()).device
-    images = [(batch if isinstance(batch, Tensor) else batch[0]).to(device) for batch in batches]
+    images = [batch.to(device) for batch in _images_of(batches)]
     if not images:
         raise ValueError("batches is empty: thresholds are the largest currents over at least one batch")
     activation = Activation("if", ann.activation.batch_norm, {"reset": "soft"})
@@ -76,6 +77,18 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
         for reader in readers:
             _scale_input(reader, largest)
     return spiking
+
+
+def _images_of(batches: Iterable[Any]) -> list[Tensor]:
+    """The images of every batch; TypeError for what has none."""
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of images or pairs, got {type(batches).__name__}")
+    found = [batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in batches]
+    for images in found:
+        if not isinstance(images, Tensor):
+            what = type(images).__name__
+            raise TypeError(f"batches must hold tensors of images, or pairs with one first, got {what}")
+    return found
 
 
 class _Reached(Exception):
@@ -96,9 +109,14 @@ def largest_current(network: Network, neuron: nn.Module, images: Tensor) -> floa
     Raises:
         ValueError: a network in training mode, or a layer that is not one of its neurons.
     """
+    if not (isinstance(network, nn.Module) and hasattr(network, "neurons")):
+        raise TypeError(f"network must be one of snnfast.models, got {type(network).__name__}")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    dense("images", images)
     if network.training:
         raise ValueError("network must be in evaluation mode: call network.eval()")
-    if neuron not in network.neurons():
+    if not any(neuron is layer for layer in network.neurons()):
         raise ValueError("neuron must be one of network.neurons()")
     found = math.nan
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import number
-from .surrogate import SHAPES, FastSigmoid, Surrogate
+from ._checks import dense as check_dense
+from ._checks import flag, number
+from .surrogate import LARGEST, SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
 MOST_STEPS = 2**31 - 1
@@ -65,12 +66,6 @@ class Dynamics:
     @property
     def input_decays(self) -> bool:
         return bool(self.flags & INPUT_DECAYS)
-
-
-def flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
 
 
 def check_threshold(value: float | Tensor) -> float:
@@ -147,8 +142,8 @@ def make_dynamics(
         raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}")
     soft = reset == "soft"
     value = number("reset_value", reset_value)
-    if not math.isfinite(value):
-        raise ValueError(f"reset_value must be finite, got {value}")
+    if not abs(value) <= LARGEST:
+        raise ValueError(f"reset_value must be finite and within {LARGEST:.8g}, the largest float32, got {value}")
     if soft and value != 0:
         raise ValueError(f"reset_value must be 0 with reset='soft', which subtracts the threshold; got {value}")
     # The paper's rule: "we take the gradient of spikes to be zero" at a hard reset; a soft one is differentiated.
@@ -183,12 +178,6 @@ def check_time_dim(time_dim: object) -> None:
     # A symbolic number stands for an int while torch.compile traces (whose torch 2.6 knows no `int | SymInt`).
     if isinstance(time_dim, bool) or not isinstance(time_dim, (int, torch.SymInt)) or time_dim not in (0, 1):
         raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
-
-
-def check_dense(what: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_nested:
-        got = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
-        raise TypeError(f"{what} must be a dense tensor, got {got}")
 
 
 def check_dtype(what: str, tensor: Tensor) -> None:

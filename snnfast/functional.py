@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from . import ops
+from ._checks import flag
 from .autograd import run
 from .dynamics import given_tau, make_dynamics
 from .normalized import BatchNorm, check_momentum, run_normalized
@@ -87,7 +88,7 @@ def integrate_and_fire(
         fire_on_equal=fire_on_equal,
         delay=delay,
     )
-    keep = ops.LAST | ops.POTENTIAL * bool(return_potential)
+    keep = ops.LAST | ops.POTENTIAL * flag("return_potential", return_potential)
     outputs = run(dynamics, current, v0, _as_tensor(threshold), None, steps, time_dim, keep)
     return outputs if return_potential else outputs[:2]
 
@@ -136,7 +137,7 @@ def leaky_integrate_and_fire(
         fire_on_equal=fire_on_equal,
         delay=delay,
     )
-    keep = ops.LAST | ops.POTENTIAL * bool(return_potential)
+    keep = ops.LAST | ops.POTENTIAL * flag("return_potential", return_potential)
     outputs = run(dynamics, current, v0, _as_tensor(threshold), _as_tensor(tau), steps, time_dim, keep)
     return outputs if return_potential else outputs[:2]
 
@@ -214,11 +215,11 @@ def batch_norm_integrate_and_fire(
     )
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must be given both or neither")
-    if not training and running_mean is None:
+    if not flag("training", training) and running_mean is None:
         raise ValueError("running_mean and running_var must be given where training=False")
     running = None if running_mean is None else (running_mean, running_var)
-    norm = BatchNorm.make(eps, bool(training), process_group)
-    keep = ops.LAST | ops.POTENTIAL * bool(return_potential)
+    norm = BatchNorm.make(eps, training, process_group)
+    keep = ops.LAST | ops.POTENTIAL * flag("return_potential", return_potential)
     outputs = run_normalized(
         dynamics, norm, current, residual, v0, _as_tensor(threshold), _as_tensor(tau), weight, bias, running,
         check_momentum(momentum), steps, time_dim, keep,

@@ -12,7 +12,7 @@ from . import autograd, ops
 from ._state_dict import WithNumbers, read_surrogate, write_surrogate
 from ._tables import LOGITS, logit_of, reset_tables, set_table, show_table, start_of, write_table
 from ._tracing import Layer, as_leaf, refuse_to_record
-from .dynamics import Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
+from .dynamics import Dynamics, check_dense, check_dtype, check_time_dim, flag, given_tau, make_dynamics
 from .surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "OverTime", "Readout"]
@@ -48,12 +48,12 @@ class _Neuron(WithNumbers, Layer):
     ) -> None:
         super().__init__()
         check_time_dim(time_dim)
-        if flag("carry_state", carry_state) and options["delay"]:
-            raise ValueError("delay=True cannot be used with carry_state=True: the potential alone does not hold the "
-                             "pending spike")  # fmt: skip
         checked = make_dynamics(
             type(self).__name__, threshold=threshold, tau=tau, decay_input=decay_input, **options
         )
+        if flag("carry_state", carry_state) and checked.delay:
+            raise ValueError("delay=True cannot be used with carry_state=True: the potential alone does not hold the "
+                             "pending spike")  # fmt: skip
         self.time_dim = time_dim
         self.carry_state = carry_state
         self._state: Tensor | None = None
@@ -76,6 +76,8 @@ class _Neuron(WithNumbers, Layer):
                 raise TypeError(f"{name}: {type(self).__name__} has no leak; LIF has one")
             elif name in ("time_dim", "carry_state"):
                 raise AttributeError(f"{name} is fixed when the layer is made")
+            elif name == "training":
+                flag(name, value)
         super().__setattr__(name, value)
 
     def _checked(self, name: str, value: Any) -> Any:
@@ -85,9 +87,9 @@ class _Neuron(WithNumbers, Layer):
         if table and tensor and not isinstance(present, float):
             return value  # a tensor in place of another, as torch does it
         options = {**self._options(), name: value}
-        if options["delay"] and self.carry_state:
-            raise ValueError("delay=True cannot be used with carry_state=True")
         checked = make_dynamics(type(self).__name__, **options)
+        if checked.delay and self.carry_state:
+            raise ValueError("delay=True cannot be used with carry_state=True")
         if table and not tensor and hasattr(self, name) and (present is None or name in self._started):
             write_table(self, name, value)
             return None
@@ -391,17 +393,22 @@ class Readout(Layer):
 
     def __init__(self, mode: str = "sum", *, time_dim: int = 0) -> None:
         super().__init__()
-        if not isinstance(mode, str) or mode not in ("sum", "mean"):
-            raise ValueError(f"mode must be 'sum' or 'mean', got {mode!r}")
-        check_time_dim(time_dim)
         self.mode = mode
         self.time_dim = time_dim
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "mode" and (not isinstance(value, str) or value not in ("sum", "mean")):
+            raise ValueError(f"mode must be 'sum' or 'mean', got {value!r}")
+        if name == "time_dim":
+            check_time_dim(value)
+        super().__setattr__(name, value)
 
     def forward(self, over_time: Tensor) -> Tensor:
         if isinstance(over_time, fx.Proxy):
             return as_leaf(self, over_time)
         if not isinstance(over_time, Tensor):
             raise TypeError(f"Readout needs a tensor, got {type(over_time).__name__}")
+        check_dense("Readout's input", over_time)
         if over_time.dim() <= self.time_dim:
             raise ValueError(f"Readout needs a time dimension {self.time_dim}, got shape {list(over_time.shape)}")
         return over_time.sum(self.time_dim) if self.mode == "sum" else over_time.mean(self.time_dim)
@@ -426,15 +433,19 @@ class OverTime(Layer):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         self.module = module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "module" and not isinstance(value, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {type(value).__name__}")
+        super().__setattr__(name, value)
 
     def forward(self, over_time: Tensor) -> Tensor:
         if isinstance(over_time, fx.Proxy):
             return as_leaf(self, over_time)
         if not isinstance(over_time, Tensor):
             raise TypeError(f"OverTime needs a tensor [T, B, ...], got {type(over_time).__name__}")
+        check_dense("OverTime's input", over_time)
         if over_time.dim() < 2:
             raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
         return self.module(over_time.flatten(0, 1)).unflatten(0, over_time.shape[:2])

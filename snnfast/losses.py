@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ._checks import dense, integer, number, word
+
 __all__ = [
     "SpikeCountLoss",
     "SpikeTrainLoss",
@@ -152,6 +154,7 @@ def _check(spikes: Tensor, potential: Tensor, target: Tensor, *, over_time: bool
     for name, tensor in (("spikes", spikes), ("potential", potential), ("target", target)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        dense(name, tensor)
     if not potential.is_floating_point():
         raise TypeError(f"potential must be floating, got {potential.dtype}")
     if spikes.dim() < 1 or len(spikes) == 0:
@@ -173,13 +176,12 @@ def _kernel(tau: float, kernel: Tensor | None, potential: Tensor) -> Tensor:
     """α_0 … α_{T−1}, in the potential's dtype and on its device."""
     steps = len(potential)
     if kernel is None:
-        if isinstance(tau, bool) or not isinstance(tau, int | float):
-            raise TypeError(f"tau must be a number, got {type(tau).__name__}")
-        if not (math.isfinite(tau) and tau > 0):
+        if not 0 < number("tau", tau) < math.inf:
             raise ValueError(f"tau must be finite and above 0, got {tau}")
         return torch.exp(-torch.arange(steps, dtype=torch.float64) / tau).to(potential)
     if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
         raise TypeError(f"kernel must be a floating tensor, got {getattr(kernel, 'dtype', type(kernel).__name__)}")
+    dense("kernel", kernel)
     if kernel.dim() != 1 or len(kernel) == 0:
         raise ValueError(f"kernel must have the shape [K], K at least 1, got {list(kernel.shape)}")
     used = kernel.detach()[:steps].to(potential)
@@ -194,17 +196,11 @@ def _causal(kernel: Tensor) -> Tensor:
 
 
 def _check_count(count: int) -> int:
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise TypeError(f"count must be an int, got {type(count).__name__}")
-    if count < 0:
-        raise ValueError(f"count must not be negative, got {count}")
-    return count
+    return integer("count", count, least=0)
 
 
 def _check_reduction(reduction: str) -> str:
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, got {reduction!r}")
-    return reduction
+    return word("reduction", reduction, _REDUCTIONS)
 
 
 def _reduce(loss: Tensor, reduction: str) -> Tensor:

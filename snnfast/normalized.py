@@ -20,7 +20,7 @@ from . import ops
 from ._checks import number
 from ._dispatch import complete, define, gradient_of, library, op
 from ._tracing import recording, refuse_to_record, unrecorded
-from .autograd import announce, begin, of_asked_for, once_differentiable
+from .autograd import announce, begin, for_backward, of_asked_for, once_differentiable
 from .dynamics import DTYPES, Dynamics, check_dense, state_dtype
 from .normalization_ops import (
     batch_norm_tables_op,
@@ -195,12 +195,22 @@ def tracked_of_all(moments: Tensor, count: Tensor, mean: Tensor | None, variance
     return tracked if mean is None else tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
 
 
-def track(running: Tensor, found: Tensor, momentum: float | Tensor) -> None:
-    """Moves a running statistic towards what a batch had. A tensor is the share of a cumulative mean, taken exactly."""
+def track(mean: Tensor, variance: Tensor, found: Tensor, momentum: float | Tensor) -> None:
+    """Moves running statistics towards what a batch had, [2, C]. A momentum that is a tensor is the share of a
+    cumulative mean, taken exactly."""
+    running = torch.stack((mean, variance))
     if isinstance(momentum, Tensor):
-        running.copy_(running.double().lerp(found.double(), momentum.double()))
+        running, found, momentum = running.double(), found.double(), momentum.double()
     else:
-        running.lerp_(found.to(running.dtype), momentum)
+        found = found.to(running.dtype)
+    if not isinstance(momentum, Tensor) and momentum == 1:
+        moved = found
+    else:
+        moved = running.lerp(found, momentum)
+        # Of an infinite statistic lerp takes a difference, which is none of the numbers.
+        moved = torch.where(moved.isnan(), running + found, moved)
+    for statistic, value in zip((mean, variance), moved.unbind(0), strict=True):
+        statistic.copy_(value)
 
 
 def check_normalized_call(
@@ -358,11 +368,11 @@ def run_normalized(
             if batches is not None:
                 batches.add_(1)
             if mean is not None and (values > 0 or count is not None):
-                track(mean, tracked[0], momentum)
-                track(variance, tracked[1], momentum)
+                track(mean, variance, tracked, momentum)
     if not recorded:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             keep |= ops.CHECKPOINTS
+            given = for_backward(*given)
         outputs = _NormalizedIntegrate.apply(
             *given, moments, tables, count, dynamics.name, dynamics.numbers, norm, held_steps, time_dim, keep
         )

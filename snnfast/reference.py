@@ -13,12 +13,50 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from ._checks import flag
 from .dynamics import Dynamics, check_call, given_tau, make_dynamics, state_dtype
 from .surrogate import Surrogate
 
 __all__ = ["integrate_and_fire", "leaky_integrate_and_fire"]
 
 AnySurrogate = Surrogate | Callable[[Tensor], Tensor]
+
+
+def product(factor: Tensor, other: Tensor) -> Tensor:
+    """factor * other, and 0 where the factor is, whatever the other one (MATH.md section 3: no infinity times 0)."""
+    return torch.where(factor == 0, torch.zeros_like(factor), factor * other)
+
+
+class _PerNeuron(Function):
+    """A threshold or tau as every neuron has it. Gradients are summed over neurons in float64, and divided once."""
+
+    @staticmethod
+    def forward(ctx, table, size, dtype, divisor):
+        ctx.shape, ctx.dtype, ctx.divisor = table.shape, table.dtype, divisor
+        return table.to(dtype).expand(size).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return (grad.double().sum_to_size(ctx.shape) / ctx.divisor).to(ctx.dtype), None, None, None
+
+
+class _Charge(Function):
+    """h = leak v + gain x + drive, for a tau whose gradient, times tau², is the sum of delta (v - rest - [decay] x)."""
+
+    @staticmethod
+    def forward(ctx, v, x, tau, leak, gain, drive, rest):
+        ctx.save_for_backward(v, x, leak, gain)
+        ctx.rest = rest
+        h = leak * v + (x if gain is None else gain * x)
+        return h if drive is None else h + drive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, delta):
+        v, x, leak, gain = ctx.saved_tensors
+        pulled = v - ctx.rest if gain is None else v - ctx.rest - x
+        return leak * delta, delta if gain is None else gain * delta, product(delta, pulled), *(None,) * 4
 
 
 class _Spike(Function):
@@ -34,10 +72,8 @@ class _Spike(Function):
     @once_differentiable
     def backward(ctx, grad):
         h, threshold = ctx.saved_tensors
-        slope = ctx.derivative(h - threshold)
-        # 0 times anything is 0 here, infinity included.
-        grad_h = torch.where(slope == 0, torch.zeros_like(grad), grad * slope)
-        return grad_h, (-grad_h).sum_to_size(threshold.shape), None, None
+        grad_h = product(ctx.derivative(h - threshold), grad)
+        return grad_h, -grad_h, None, None
 
 
 class _Reset(Function):
@@ -53,9 +89,7 @@ class _Reset(Function):
     @once_differentiable
     def backward(ctx, grad):
         fired, h, after = ctx.saved_tensors
-        zero = torch.zeros_like(grad)
-        grad_after = torch.where(fired, grad, zero).sum_to_size(after.shape)
-        return grad * (after - h), torch.where(fired, zero, grad), grad_after
+        return product(grad, after - h), torch.where(fired, torch.zeros_like(grad), grad), None
 
 
 class _SoftReset(Function):
@@ -71,8 +105,13 @@ class _SoftReset(Function):
     @once_differentiable
     def backward(ctx, grad):
         fired, threshold = ctx.saved_tensors
-        grad_threshold = torch.where(fired, -grad, torch.zeros_like(grad)).sum_to_size(threshold.shape)
-        return grad * -threshold, grad, grad_threshold
+        grad_threshold = torch.where(fired, -grad, torch.zeros_like(grad))
+        return product(grad, -threshold), grad, grad_threshold
+
+
+def _as_table(value: Tensor | float, device: torch.device) -> Tensor:
+    """A number keeps its digits: torch would round it to the default dtype."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device=device)
 
 
 def loop(
@@ -86,28 +125,28 @@ def loop(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loop itself. ``threshold`` and ``tau`` are numbers or tensors that broadcast against one step."""
     state = state_dtype(current.dtype)
-    currents = current.unbind(time_dim) if steps is None else (current,) * steps
-    device = current.device
-    theta = torch.as_tensor(threshold, device=device).to(state)
+    wide = current.to(state)
+    currents = wide.unbind(time_dim) if steps is None else (wide,) * steps
+    device, size = current.device, currents[0].shape
+    theta = _PerNeuron.apply(_as_table(threshold, device), size, state, 1.0)
     rest = 0.0 if dynamics.soft else dynamics.reset_value
-    leak = gain = drive = None
+    leak = gain = drive = each_tau = None
     if tau is not None:
         # λ, κ, ρ: in float64, rounded once. (A number divided by a tensor is a product in torch, rounded twice.)
-        wide = torch.as_tensor(tau, dtype=torch.float64, device=device)
-        inverse = 1.0 / wide
+        tau = _as_table(tau, device)
+        exact = tau.detach().double()
+        inverse = 1.0 / exact
         leak = (1.0 - inverse).to(state)
         gain = inverse.to(state) if dynamics.input_decays else None
-        drive = (torch.full_like(wide, rest) / wide).to(state) if rest else None
+        drive = (torch.full_like(exact, rest) / exact).to(state) if rest else None
+        each_tau = _PerNeuron.apply(tau, size, state, exact.square())
     derivative = getattr(dynamics.surrogate, "derivative", dynamics.surrogate)
     after = torch.full((), dynamics.reset_value, dtype=state, device=device)
 
-    v = torch.full_like(currents[0], rest, dtype=state) if v0 is None else v0.to(state)
+    v = torch.full_like(currents[0], rest) if v0 is None else v0.to(state)
     spikes, potentials = [], []
     for x in currents:
-        x = x.to(state)
-        h = (leak * v if leak is not None else v) + (gain * x if gain is not None else x)
-        if drive is not None:
-            h = h + drive
+        h = v + x if leak is None else _Charge.apply(v, x, each_tau, leak, gain, drive, rest)
         s = _Spike.apply(h, theta, derivative, dynamics.fire_on_equal)
         seen_by_reset = s if dynamics.attached else s.detach()
         v = _SoftReset.apply(seen_by_reset, h, theta) if dynamics.soft else _Reset.apply(seen_by_reset, h, after)
@@ -171,6 +210,7 @@ def integrate_and_fire(
         delay=delay,
         custom_surrogate=True,
     )
+    flag("return_potential", return_potential)
     outputs = check_and_loop(dynamics, current, v0, threshold, None, steps, time_dim)
     return outputs if return_potential else outputs[:2]
 
@@ -206,5 +246,6 @@ def leaky_integrate_and_fire(
         delay=delay,
         custom_surrogate=True,
     )
+    flag("return_potential", return_potential)
     outputs = check_and_loop(dynamics, current, v0, threshold, tau, steps, time_dim)
     return outputs if return_potential else outputs[:2]

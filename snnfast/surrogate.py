@@ -34,6 +34,11 @@ __all__ = [
 SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
+def _exp_of_minus(a: Tensor) -> Tensor:
+    """exp(-a) for a >= 0 as the kernels have it: 0 where it would leave the normal numbers of the dtype, or nearly."""
+    return torch.exp(-a).masked_fill(a > (708.0 if a.dtype == torch.float64 else 87.0), 0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Surrogate:
     """Base of the seven shapes. Compare, hash and replace them like any frozen dataclass.
@@ -103,7 +108,7 @@ class Exponential(Surrogate):
     code: ClassVar[int] = 2
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta * torch.exp(-self.sharpness * d.abs())
+        return self.beta * _exp_of_minus(self.sharpness * d.abs())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +142,7 @@ class Sigmoid(Surrogate):
     code: ClassVar[int] = 5
 
     def derivative(self, d: Tensor) -> Tensor:
-        e = torch.exp(-self.sharpness * d.abs())
+        e = _exp_of_minus(self.sharpness * d.abs())
         return self.beta * e / (1 + e) ** 2
 
 
@@ -150,7 +155,7 @@ class Gaussian(Surrogate):
     code: ClassVar[int] = 6
 
     def derivative(self, d: Tensor) -> Tensor:
-        return self.beta * torch.exp(-((self.sharpness * d) ** 2))
+        return self.beta * _exp_of_minus((self.sharpness * d) ** 2)
 
 
 SHAPES: dict[str, type[Surrogate]] = {

@@ -217,7 +217,7 @@ def test_the_quick_suite_writes_its_results_and_says_where(tmp_path, capsys):
 
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--case", "no-such-case"], ["unknown case 'no-such-case'", "if-10x16x64x16x16", "over T"]),
-    (["--processes", "0"], ["--processes must be at least 1, got 0"]),
+    (["--processes", "0"], ["--processes must be at least 1 and at most 1000, got 0"]),
     (["--out", "{file}/folder"], ["--out: cannot write to", "allowed: a folder"]),
 ])
 def test_bad_usage_is_refused_before_any_measuring(arguments, told, tmp_path, capsys, monkeypatch):

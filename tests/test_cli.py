@@ -70,7 +70,8 @@ def test_compare_prints_both_speed_ups(
 WRONG = {
     "--steps 0": "steps must be an integer of at least 1 and at most 2147483647, got 0",
     "--steps ten": "argument --steps: invalid int value: 'ten'",
-    "--epochs 0": "epochs must be an integer of at least 1, got 0",
+    "--epochs 0": "epochs must be an integer of at least 1 and at most 2147483647, got 0",
+    f"--epochs 1{'0' * 400}": "epochs must be an integer of at least 1 and at most 2147483647, got 1000",
     "--batch-size 0": "batch_size must be an integer of at least 1, got 0",
     "--batch-size 2000": "batch_size must be at most the 1442 training images of digits, got 2000",
     "--eval-steps 10,0": "eval_steps must be an integer of at least 1 and at most 2147483647, got 0",
@@ -80,6 +81,7 @@ WRONG = {
     "--lr fnid": "lr must be a finite number above 0, or 'find', got 'fnid'",
     "--lr 1e39": "lr must be at most 1e+30, got 1e+39",
     "--gamma -1": "gamma must be a finite number of at least 0, or 'tune', got -1.0",
+    "--gamma 1e39": "gamma must be at most 3.4028235e+38, the largest float32, got 1e+39",
     "--gamma high": "gamma must be a finite number of at least 0, or 'tune', got 'high'",
     "--weight-decay -1": "weight_decay must be a finite number of at least 0, got -1.0",
     "--clip 0": "clip must be a finite number above 0, got 0.0",
@@ -91,6 +93,10 @@ WRONG = {
     "--model resnet": "model must be one of digits, mnist_net, plain_net, resnet11, resnet18, resnet50, got 'resnet'",
     "--model plain_net --layer naive": "layer must be 'fused' with the model 'plain_net', got 'naive'",
     "--model plain_net --model-option layers=6": "model plain_net: layers must be one of 3, 4, 5, 9, 13, got 6",
+    "--model plain_net --model-option width=99999999999": "width must be an integer of at most 2147483647",
+    "--model plain_net --model-option reset_value=1e39": "reset_value must be ",
+    "--model-option widths=(0,1,1)": "model digits: widths must be three integers of at least 1, got (0, 1, 1)",
+    "--model-option widths=(99999999999,1,1)": "model digits: widths must be three integers of at least 1, got ",
     "--model plain_net --model-option depth=6": "model plain_net: ",
     "--model plain_net --model-option steps=6": "model_options must not hold steps: it has an option of its own",
     "--model-option layers": "argument --model-option: must be NAME=VALUE, got 'layers'",
@@ -129,6 +135,108 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert WRONG[arguments] in one_line(captured.err)
     assert "epoch 1/" not in captured.out  # found before training starts
     assert "error: " in captured.err
+
+
+# Every option of every command, and values that none of its kind takes.
+NUMBERS = ["-1", "nan", "inf", "1e400", f"1{'0' * 400}", "abc", ""]
+WORDS = ["abc", "0", "nan", "\udcff"]
+FILES = ["taken/deeper", "/proc/nope/deeper", "a" * 5000]
+TRAIN = {
+    **dict.fromkeys(["--steps", "--epochs", "--batch-size", "--lr", "--weight-decay", "--clip", "--gamma", "--seed",
+                     "--threads", "--checkpoint-every", "--eval-steps"], NUMBERS),
+    **dict.fromkeys(["--data", "--model", "--layer", "--schedule", "--surrogate", "--augment", "--precision",
+                     "--device", "--model-option"], WORDS),
+    "--out": [*FILES, ""], "--data mnist --data-dir": FILES,
+}  # fmt: skip
+NEURON = {
+    "threshold": ["-1", "None", "'x'", "[1]", "10**400"], "reset_value": ["1e39", "-1e400", "True", "'x'"],
+    "reset": ["0", "'half'"], "detach_reset": ["1", "'x'"], "fire_on_equal": ["0", "None"], "time_dim": ["1", "2"],
+    "carry_state": ["1"], "learn_threshold": ["'x'"], "delay": ["2"], "tau": ["3.0"], "nonsense": ["1"],
+    "activation": ["'gelu'", "[]"],
+}  # fmt: skip
+OTHERS = {
+    "bench": {"--processes": [*NUMBERS, "0"], "--device": WORDS, "--case": WORDS, "--out": FILES},
+    "reproduce fig3": {"--threads": [*NUMBERS, "0"], "--device": WORDS, "--scale": WORDS, "--out": FILES,
+                       "--data-dir": FILES},
+    "paper.single_neuron": {"--seed": NUMBERS, "--updates": [*NUMBERS, "0"], "--out": FILES},
+    "training": {"--width": NUMBERS, "--image-size": NUMBERS, "--batch-size": NUMBERS, "--steps": [*NUMBERS, "0"],
+                 "--seconds": ["-1", "nan", "inf", "x"], "--model": WORDS, "--precision": WORDS, "--side": WORDS,
+                 "--device": WORDS, "--out": [*FILES, "."]},
+}  # fmt: skip
+
+
+def mistakes(options: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+    """Every option with each of its values, as the words of a command line."""
+    return [
+        (name.split()[-1], [*name.split()[:-1], f"{name.split()[-1]}={value}"])
+        for name, values in options.items()
+        for value in values
+    ]
+
+
+def refused(command: object, words: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr that names the option, and exit code 2."""
+    try:
+        code = command(words)  # type: ignore[operator]
+    except SystemExit as exit_:
+        code = exit_.code
+    except Exception as error:
+        pytest.fail(f"{words} were not refused: {error!r}")
+    said = capsys.readouterr().err.encode(errors="backslashreplace").decode()
+    assert code == 2, words
+    named = option.strip("-")
+    assert any(name in one_line(said) for name in (named, named.replace("-", "_"), "data set", "folder")), said
+
+
+@pytest.fixture
+def no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a file ``taken``; what would take time fails."""
+    def work(*arguments: object, **options: object) -> None:
+        raise AssertionError("not refused")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SNNFAST_DATA", raising=False)
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr(training.Trainer, "fit", work)
+    for module, name in (("run", "_run_device"), ("paper.reproduce", "_run"), ("paper.single_neuron", "run"),
+                         ("training", "measure")):  # fmt: skip
+        monkeypatch.setattr(importlib.import_module(f"snnfast.benchmarks.{module}"), name, work)
+
+
+def test_every_option_of_train_refuses_what_it_cannot_be(no_work: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, words in mistakes(TRAIN):
+        refused(main, ["train", *words], option, capsys)
+    for name, values in NEURON.items():
+        for value in values:
+            refused(main, ["train", "--model-option", f"{name}={value}"], name, capsys)
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_every_option_of_the_other_commands_refuses_what_it_cannot_be(
+    command: str, no_work: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, words in mistakes(OTHERS[command]):
+        if command in ("bench", "reproduce fig3"):
+            refused(main, [*command.split(), *words], option, capsys)
+        else:
+            module = importlib.import_module(f"snnfast.benchmarks.{command}")
+            refused(module.main, words, option, capsys)
+
+
+def test_running_out_of_memory_is_one_line(
+    no_work: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(*arguments: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(training.Trainer, "fit", fit)
+    assert main(["train", *QUICK, "--out", "run"]) == 2
+    said = one_line(capsys.readouterr().err)
+    assert said.startswith("snnfast train: error: out of memory: ") and "--batch-size" in said and "--steps" in said
+    network = importlib.import_module("snnfast.training.trainer").models
+    monkeypatch.setattr(network, "for_images", lambda *arguments, **options: torch.empty(2**60))
+    assert main(["train", *QUICK, "--out", "run"]) == 2
+    assert "model digits: its weights need more memory than there is" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["info", "more"]])

@@ -346,7 +346,7 @@ REFUSED = {
     "activation must be one of 'if', 'lif', 'relu', got 'tanh'": ("resnet18", {"activation": "tanh"}),
     "activation must be 'if' or 'lif' for digits, got 'relu'": ("digits", {"activation": "relu"}),
     "layers must be one of 3, 4, 5, 9, 13, got 6": ("plain_net", {"layers": 6}),
-    "stem must be '3x3' or '7x7', got '5x5'": ("resnet50", {"stem": "5x5"}),
+    "stem must be one of '3x3', '7x7', got '5x5'": ("resnet50", {"stem": "5x5"}),
     "steps must be an integer of at least 1, got 0": ("mnist_net", {"steps": 0}),
     "image_size is too small for mnist_net, got 8": ("mnist_net", {"image_size": 8}),
     "image_size must be at least 2 for resnet11, got 1": ("resnet11", {"image_size": 1}),

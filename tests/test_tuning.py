@@ -245,7 +245,7 @@ def test_a_model_with_too_few_spiking_layers_is_refused() -> None:
         ({"start": 0.0}, ValueError, "start must be between"),
         ({"start": "ten"}, TypeError, "start must be a number, got str"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be finite and above 0"),
-        ({"max_evaluations": 0}, ValueError, "max_evaluations must be an integer of at least 1, got 0"),
+        ({"max_evaluations": 0}, ValueError, "max_evaluations must be at least 1, got 0"),
     ],
 )
 def test_tune_gamma_refuses_options_out_of_range(options: dict, error: type[Exception], message: str) -> None:

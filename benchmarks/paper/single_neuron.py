@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 
 import snnfast as sf
 from snnfast import losses
+from snnfast._command import USAGE, Parser, integer
+from snnfast.training.output import OutputError, OutputFolder
 
 STEPS = 200
 INPUTS = 400
@@ -160,13 +163,19 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m snnfast.benchmarks.paper.single_neuron", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="python -m snnfast.benchmarks.paper.single_neuron", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder of the files (default: .)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=1000, help="at most, for each loss (default: 1000)")
+    parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0)
+    parser.add_argument(
+        "--updates", type=integer(1, 10**6), default=1000, help="at most, for each loss (default: 1000)"
+    )
     arguments = parser.parse_args(argv)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        OutputFolder(arguments.out)
+    except OutputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return USAGE
     outcomes = run(seed=arguments.seed, updates=arguments.updates)
     for outcome in outcomes:
         print(outcome)

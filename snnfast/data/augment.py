@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from snnfast._checks import dense, integer, number
+from snnfast._checks import generator as check_generator
+
 __all__ = ["CIFAR", "Augmentation", "color_jitter", "horizontal_flip", "random_crop"]
 
+MOST_PADDING = 2**16  # pixels: more than any image has
 _LUMA = (0.299, 0.587, 0.114)  # red's, green's and blue's share of the grey that the eye sees (ITU-R BT.601)
 
 
@@ -159,6 +163,7 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
 
 def _uniform(images: Tensor, generator: torch.Generator | None) -> Tensor:
     """One number from [0, 1) per image, on the images' device and in their dtype."""
+    check_generator("generator", generator)
     device = images.device if generator is None else generator.device
     # float32 whatever the images are, so that the seed alone decides.
     drawn = torch.rand(len(images), generator=generator, device=device, dtype=torch.float32)
@@ -169,13 +174,13 @@ def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a float tensor with intensities from 0 to 1, got {got}")
+    dense("images", images)
     if images.dim() != 4:
         raise ValueError(f"images must have the shape [B, C, H, W], got {list(images.shape)}")
 
 
 def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    number(name, value)
 
 
 def _check_share(name: str, value: float) -> None:
@@ -185,10 +190,7 @@ def _check_share(name: str, value: float) -> None:
 
 
 def _check_padding(padding: int) -> None:
-    if isinstance(padding, bool) or not isinstance(padding, int):
-        raise TypeError(f"padding must be an int, got {type(padding).__name__}")
-    if padding < 0:
-        raise ValueError(f"padding must not be negative, got {padding}")
+    integer("padding", padding, least=0, most=MOST_PADDING)
 
 
 def _check_strength(name: str, value: float) -> None:

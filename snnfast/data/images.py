@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from snnfast._checks import flag, generator, integer
+
 
 class DataError(ValueError):
     """A data set that is unknown, or whose files are missing, truncated, or not what their name says."""
@@ -45,8 +47,9 @@ class Split:
         is the stored one. ``drop_last`` leaves out a last batch that is not full. Raises ``ValueError`` for a batch
         size below 1.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        integer("batch_size", batch_size, least=1)
+        generator("shuffle", shuffle)
+        flag("drop_last", drop_last)
         order = None
         if shuffle is not None:
             # Drawn on the CPU whatever the device, so that a seed means the same order everywhere.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from snnfast._checks import path as checked_path
 from snnfast.data.cifar import load_cifar10, load_cifar100
 from snnfast.data.digits import load_digits
 from snnfast.data.imagenette import load_imagenette
@@ -46,7 +47,7 @@ def data_sets() -> tuple[str, ...]:
 
 def check_known(name: str) -> None:
     """Raises :class:`DataError`, which lists the known names, for a name that :func:`load` does not know."""
-    if name not in _DATA_SETS:
+    if not isinstance(name, str) or name not in _DATA_SETS:
         raise DataError(f"unknown data set {name!r}; known: {', '.join(_DATA_SETS)}")
 
 
@@ -78,7 +79,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageData
             f"the data set {name!r} is read from a folder: name it with --data-dir (data_dir) or "
             f"the environment variable {DATA_DIR_VARIABLE}"
         )
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise DataError(f"data folder {str(path)!r} {'is not a folder' if path.exists() else 'does not exist'}")
+    path = Path(checked_path("data_dir", folder)).expanduser()
+    if not os.path.isdir(path):  # False, too, for a name that cannot be
+        raise DataError(f"data folder {str(path)!r} {'is not a folder' if os.path.exists(path) else 'does not exist'}")
     return data_set.load(path)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnfast._checks import word
 from snnfast._state_dict import takes_keys
 from snnfast.batch_norm import BatchNormIF, BatchNormLIF
 from snnfast.dynamics import flag
@@ -119,8 +120,9 @@ class Activation:
     neuron: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {self.kind!r}")
+        word("activation", self.kind, ACTIVATIONS)
+        if not isinstance(self.neuron, dict):
+            raise TypeError(f"neuron must be a dict of the neuron's options, got {type(self.neuron).__name__}")
         flag("batch_norm", self.batch_norm)
         refuse_placement(self.neuron)
         if self.neuron.get("time_dim", 0) != 0:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, SummedLinear, at_least_one, each_step, flat_features
+from snnfast.models.network import Network, SummedLinear, check_sizes, each_step, flat_features
 
 __all__ = ["FeedForwardNet", "mnist_net", "plain_net"]
 
@@ -83,6 +83,7 @@ def mnist_net(
         TypeError, ValueError: an option that is not allowed; images too small for the two poolings.
     """
     made = Activation(activation, batch_norm, {"reset": "soft", **neuron})
+    check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size, steps=steps)
     bias = not batch_norm
     convolutions = [
         nn.Conv2d(in_channels, 32, 5, bias=bias),
@@ -125,10 +126,12 @@ def plain_net(
     Raises:
         TypeError, ValueError: an option that is not allowed.
     """
-    if layers not in _PLAIN_BLOCKS:
+    if type(layers) is not int or layers not in _PLAIN_BLOCKS:
         raise ValueError(f"layers must be one of {', '.join(map(str, _PLAIN_BLOCKS))}, got {layers!r}")
     made = Activation(activation, batch_norm, neuron)
-    width = at_least_one(width, "width")
+    check_sizes(
+        num_classes=num_classes, in_channels=in_channels, image_size=image_size, steps=steps, width=width
+    )
     blocks = _PLAIN_BLOCKS[layers]
     channels = [width * 2**index for index, count in enumerate(blocks) for _ in range(count)]
     strides = [2 if first else 1 for count in blocks for first in (True, *[False] * (count - 1))]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from snnfast._checks import function
 from snnfast.layers import IF, OverTime, Readout
-from snnfast.models.network import SummedLinear, at_least_one
+from snnfast.models.network import SummedLinear, at_least_one, three_sizes
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one spiking layer: ``layer(current)`` on ``[T, B, …]``, ``layer(current, steps=T)`` on a held ``[B, …]``."""
@@ -39,11 +40,14 @@ class DigitsNet(nn.Module):
         neuron: NeuronFactory | None = None,
     ) -> None:
         super().__init__()
-        channels, height, width = image_shape
+        channels, height, width = three_sizes("image_shape", image_shape)
+        at_least_one(classes, "classes")
+        if neuron is not None:
+            function("neuron", neuron)
         if min(height, width) < 4:
             raise ValueError(f"image_shape must be at least 4×4 pixels, got {height}×{width}")
         make_neuron = neuron if neuron is not None else (lambda: IF(reset="soft"))
-        first, second, hidden = widths
+        first, second, hidden = three_sizes("widths", widths)
         self.steps = at_least_one(steps)
         self.stem = nn.Conv2d(channels, first, 3, padding=1)
         self.neuron1 = make_neuron()

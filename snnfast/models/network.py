@@ -8,17 +8,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnfast.dynamics import MOST_STEPS
 from snnfast.layers import Readout
 from snnfast.models.activations import LAYER_TYPES, Activation
 
-__all__ = ["Network", "SummedLinear", "at_least_one", "each_step"]
+__all__ = ["Network", "SummedLinear", "at_least_one", "check_sizes", "each_step", "three_sizes"]
 
 
 def at_least_one(value: int, name: str = "steps") -> int:
     """``value``, if it is a number of time steps, channels, ...; ValueError with its ``name`` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    if value > MOST_STEPS:
+        raise ValueError(f"{name} must be an integer of at most {MOST_STEPS}, got {value!r}")
     return value
+
+
+def check_sizes(**sizes: int) -> None:
+    """:func:`at_least_one` for all of them; ValueError with the name of the first that is not."""
+    for name, value in sizes.items():
+        at_least_one(value, name)
+
+
+def three_sizes(name: str, value: tuple[int, int, int]) -> tuple[int, int, int]:
+    """``value``, if it is three integers of at least 1; ValueError with its ``name`` otherwise."""
+    try:
+        first, second, third = (at_least_one(size) for size in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be three integers of at least 1, got {value!r}") from error
+    return first, second, third
 
 
 def each_step(module: nn.Module, maps: Tensor) -> Tensor:
@@ -137,6 +155,7 @@ class Network(nn.Module):
 
 def flat_features(network_name: str, layers: nn.Module, in_channels: int, image_size: int) -> int:
     """How many features an image has after ``layers``; ValueError where it is too small for them."""
+    at_least_one(image_size, "image_size")
     with torch.device("meta"):
         image = torch.empty(1, in_channels, image_size, image_size)
     try:

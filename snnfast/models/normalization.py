@@ -68,9 +68,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         # A tensor, the share of a cumulative mean, is read by no host.
         momentum = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.double()
-        mean, variance = tracked_of_all(moments, count, self.running_mean, self.running_var)
-        track(self.running_mean, mean, momentum)
-        track(self.running_var, variance, momentum)
+        found = tracked_of_all(moments, count, self.running_mean, self.running_var)
+        track(self.running_mean, self.running_var, found, momentum)
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
@@ -93,7 +92,10 @@ def _joined_moments(current: Tensor, group: Any) -> tuple[Tensor, Tensor]:
         own = torch.zeros(2, channels, dtype=torch.float64, device=current.device)
     else:
         values = current.to(state_dtype(current.dtype))
-        variance, mean = torch.var_mean(values, _all_but_channels(current), correction=0)
+        dims = _all_but_channels(current)
+        variance, mean = torch.var_mean(values, dims, correction=0)
+        # Where there is an infinite value, a running mean of differences is none of the numbers.
+        mean = mean.where(mean.isfinite(), values.mean(dims))
         own = torch.stack([mean, variance]).double()
     return moments_of_all(own, count, group)
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from snnfast.layers import IF, LIF
-from snnfast.models.activations import refuse_placement
+from snnfast.models.activations import Activation
 from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
+from snnfast.models.network import check_sizes, three_sizes
 from snnfast.models.residual import resnet11, resnet18, resnet50
 
 __all__ = ["build", "digits", "for_images", "names", "takes"]
@@ -39,10 +40,10 @@ def digits(
         TypeError, ValueError: an option that is not allowed.
     """
     kinds = {"if": IF, "lif": LIF}
-    if activation not in kinds:
+    if not isinstance(activation, str) or activation not in kinds:
         raise ValueError(f"activation must be 'if' or 'lif' for digits, got {activation!r}")
-    refuse_placement(neuron)
-    options = {"reset": "soft", **neuron}
+    check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    options = Activation(activation, False, {"reset": "soft", **neuron}).neuron
     return DigitsNet(
         (in_channels, image_size, image_size), num_classes, steps=steps, widths=widths,
         neuron=lambda: kinds[activation](**options),
@@ -65,7 +66,7 @@ def names() -> tuple[str, ...]:
 
 
 def _network(name: str) -> Callable[..., nn.Module]:
-    if name not in _NETWORKS:
+    if not isinstance(name, str) or name not in _NETWORKS:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(_NETWORKS)}")
     return _NETWORKS[name]
 
@@ -105,7 +106,7 @@ def for_images(name: str, image_shape: tuple[int, int, int], classes: int, **opt
     Raises:
         What :func:`build` raises.
     """
-    channels, size, _ = image_shape
+    channels, size, _ = three_sizes("image_shape", image_shape)
     given: dict[str, Any] = {"num_classes": classes, "in_channels": channels}
     if takes(name, "image_size"):
         given["image_size"] = size

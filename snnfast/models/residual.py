@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from snnfast._checks import word
 from snnfast._state_dict import WithNumbers
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, SummedLinear, at_least_one, each_step
+from snnfast.models.network import Network, SummedLinear, check_sizes, each_step
 from snnfast.models.normalization import BatchNorm2d
 
 __all__ = ["ResNet", "ResidualBlock", "Shortcut", "resnet11", "resnet18", "resnet50"]
@@ -185,10 +186,10 @@ def resnet11(
     Raises:
         TypeError, ValueError: an option that is not allowed; images of fewer than 2×2 pixels.
     """
+    check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size, steps=steps, width=width)
     if image_size < 2:
         raise ValueError(f"image_size must be at least 2 for resnet11, got {image_size}")
     made = Activation(activation, batch_norm, neuron)
-    width = at_least_one(width, "width")
     size = image_size // 2
     blocks = []
     for channels, stride in ((2 * width, 1), (4 * width, 2), (8 * width, 1), (8 * width, 2)):
@@ -202,11 +203,11 @@ def resnet11(
 
 def _stem(name: str, in_channels: int, width: int, bias: bool) -> tuple[nn.Conv2d, nn.Module]:
     """The first convolution, and the pool after its neuron."""
+    word("stem", name, ("3x3", "7x7"))
     if name == "3x3":
         return Convolution(width).make(in_channels, bias), nn.Identity()
     if name == "7x7":
         return Convolution(width, 7, 2).make(in_channels, bias), nn.MaxPool2d(3, stride=2, padding=1)
-    raise ValueError(f"stem must be '3x3' or '7x7', got {name!r}")
 
 
 def resnet18(
@@ -238,7 +239,7 @@ def resnet18(
     Raises:
         TypeError, ValueError: an option that is not allowed.
     """
-    width = at_least_one(width, "width")
+    check_sizes(num_classes=num_classes, in_channels=in_channels, steps=steps, width=width)
     blocks = [
         [Convolution(channels, stride=stride), Convolution(channels)]
         for channels, first_stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2))
@@ -263,7 +264,7 @@ def resnet50(
     A stage's stride is that of its first 3×3 convolution, as in torchvision (He et al. had it one convolution before).
     The arguments and errors are those of :func:`resnet18`.
     """
-    width = at_least_one(width, "width")
+    check_sizes(num_classes=num_classes, in_channels=in_channels, steps=steps, width=width)
     blocks = [
         [Convolution(inner, 1), Convolution(inner, 3, first_stride if block == 0 else 1), Convolution(4 * inner, 1)]
         for inner, count, first_stride in ((width, 3, 1), (2 * width, 4, 2), (4 * width, 6, 2), (8 * width, 3, 2))

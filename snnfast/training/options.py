@@ -39,6 +39,9 @@ _UNBALANCED = ("digits", "mnist_net")  # three spiking layers, no batch norm: gr
 MOST_THREADS = 1024
 """More than any machine's cores; each thread takes memory, of which a machine runs out."""
 
+MOST_EPOCHS = 2**31 - 1
+"""No run comes to its end; the schedule counts the steps of all of them in a float."""
+
 MOST_RATE = 1e30
 """Beyond, AdamW's step itself is not a float32 number."""
 
@@ -126,7 +129,7 @@ class TrainOptions:
         object.__setattr__(self, "eval_steps", tuple(self.eval_steps))
         for steps in self.eval_steps:
             _check_integer("eval_steps", steps, least=1, most=MOST_STEPS)
-        _check_integer("epochs", self.epochs, least=1)
+        _check_integer("epochs", self.epochs, least=1, most=MOST_EPOCHS)
         _check_integer("batch_size", self.batch_size, least=1)
         _check_integer("seed", self.seed, least=0, most=2**63 - 1)
         check_threads(self.threads)
@@ -139,6 +142,9 @@ class TrainOptions:
             _check_number("clip", self.clip)
         if self.gamma is not None and self.gamma != TUNE:
             _check_number("gamma", self.gamma, zero=True, or_word=TUNE)
+            if self.gamma > surrogate.LARGEST:
+                most = f"{surrogate.LARGEST:.8g}, the largest float32"
+                raise OptionError(f"gamma must be at most {most}, got {self.gamma!r}")
         _check_number("checkpoint_every", self.checkpoint_every, zero=True)
         if not self.out:
             raise OptionError("out must name a folder ('.' is the current one), got ''")

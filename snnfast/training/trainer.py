@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from snnfast import models, tuning
+from snnfast._command import is_out_of_memory, one_line
 from snnfast.data import ImageData, Split
 from snnfast.training.implementations import neuron_factory
 from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, SURROGATES, TUNE, OptionError, TrainOptions
@@ -410,7 +411,11 @@ def build(data: ImageData, options: TrainOptions) -> nn.Module:
     try:
         return models.for_images(options.model, data.image_shape, data.classes, steps=options.steps, **given)
     except (TypeError, ValueError) as error:
-        raise OptionError(f"model {options.model}: {error}") from error
+        raise OptionError(f"model {options.model}: {one_line(error)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OptionError(f"model {options.model}: its weights need more memory than there is, with {given}") from error
 
 
 def synchronized_time(device: torch.device) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn import functional as F
 
+from snnfast._checks import function, integer, number
 from snnfast.tuning.gradients import GradientProfile, gradient_profile
 from snnfast.tuning.trial import Batches, Loss, SpikingLayer, check_batches, on_trial
 
@@ -34,8 +35,8 @@ class GammaSearch:
 
     def __str__(self) -> str:
         lines = [f"{'evaluation':>10}  {'gamma':>10}  first half / rest"]
-        for number, (gamma, ratio) in enumerate(zip(self.gammas, self.ratios, strict=True), 1):
-            lines.append(f"{number:>10}  {gamma:>10.4g}  {ratio:.4g}" + (" (set)" if gamma == self.gamma else ""))
+        for place, (gamma, ratio) in enumerate(zip(self.gammas, self.ratios, strict=True), 1):
+            lines.append(f"{place:>10}  {gamma:>10.4g}  {ratio:.4g}" + (" (set)" if gamma == self.gamma else ""))
         return "\n".join(lines)
 
 
@@ -72,15 +73,14 @@ def tune_gamma(
             ratio that stays on one side of 1 for every γ, or no gradient at all.
     """
     check_batches(batches)
+    function("loss", loss)
     for name, value in (("start", start), ("tolerance", tolerance)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        number(name, value)
     if not _SMALLEST <= start <= _LARGEST:
         raise ValueError(f"start must be between {_SMALLEST:g} and {_LARGEST:g}, got {start}")
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be finite and above 0, got {tolerance}")
-    if isinstance(max_evaluations, bool) or not isinstance(max_evaluations, int) or max_evaluations < 1:
-        raise ValueError(f"max_evaluations must be an integer of at least 1, got {max_evaluations!r}")
+    integer("max_evaluations", max_evaluations, least=1)
 
     evaluated: dict[float, GradientProfile] = {}
     with on_trial(model, training=True) as layers:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
+from snnfast._checks import function
+from snnfast._checks import path as checked_path
 from snnfast.batch_norm import _BatchNormNeuron
 from snnfast.tuning.trial import (
     Batches,
@@ -86,6 +88,9 @@ def plot_profiles(profiles: Mapping[str, GradientProfile], path: str | os.PathLi
         ImportError: matplotlib is not installed.
         ValueError: no profile, or a file ending that matplotlib does not know.
     """
+    if not isinstance(profiles, Mapping):
+        raise TypeError(f"profiles must be a mapping of labels to profiles, got {type(profiles).__name__}")
+    path = checked_path("path", path)
     if not profiles:
         raise ValueError("profiles must hold at least one profile, got none")
     try:
@@ -129,6 +134,7 @@ def gradient_profile(model: nn.Module, batches: Batches, loss: Loss = F.cross_en
             at any layer.
     """
     check_batches(batches)
+    function("loss", loss)
     sums: dict[SpikingLayer, float] = {}
     found: dict[SpikingLayer, int] = {}
     count = 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnfast._checks import function, integer, number
 from snnfast.tuning.trial import Batches, Loss, check_batches, checked_loss, on_trial, passes_over, reset_states
 
 _BELOW_BEST = 10.0  # the suggestion's distance from the rate with the lowest smoothed loss, which is near divergence
@@ -47,6 +48,10 @@ class LearningRateRange:
         else:
             lines.append(f"suggested highest rate {self.suggestion:.3g}")
         return "\n".join(lines)
+
+
+MOST_RATES = 10**6
+"""Each is a training step."""
 
 
 def _adamw(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -90,6 +95,8 @@ def lr_range_test(
         ValueError: an option out of range; no batch; a first loss that is not finite; nothing to train.
     """
     check_batches(batches)
+    function("optimizer", optimizer)
+    function("loss", loss)
     _check_options(lowest, highest, steps, smoothing, divergence)
     rates, losses, smoothed = [], [], []
     average, diverged = 0.0, False
@@ -111,12 +118,12 @@ def lr_range_test(
             value = checked_loss(loss, outputs, targets, finite=step == 0)
             if not value.requires_grad:
                 raise ValueError("the loss does not depend on any parameter that requires a gradient")
-            number = value.item()
-            average = smoothing * average + (1 - smoothing) * number
+            here = value.item()
+            average = smoothing * average + (1 - smoothing) * here
             rates.append(rate)
-            losses.append(number)
+            losses.append(here)
             smoothed.append(average / (1 - smoothing ** (step + 1)))
-            if not math.isfinite(number) or smoothed[-1] > divergence * max(min(smoothed), 0.0) > 0:
+            if not math.isfinite(here) or smoothed[-1] > divergence * max(min(smoothed), 0.0) > 0:
                 diverged = True
                 break
             value.sum().backward()
@@ -143,12 +150,10 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def _check_options(lowest: float, highest: float, steps: int, smoothing: float, divergence: float) -> None:
     numbers = {"lowest": lowest, "highest": highest, "smoothing": smoothing, "divergence": divergence}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        number(name, value)
     if not 0 < lowest < highest < math.inf:
         raise ValueError(f"rates must be finite and 0 < lowest < highest, got {lowest} and {highest}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
+    integer("steps", steps, least=2, most=MOST_RATES)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
     if not divergence > 1:

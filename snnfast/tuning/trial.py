@@ -40,7 +40,7 @@ def check_batches(batches: Batches) -> None:
             f"batches must be iterable more than once, as a list or a DataLoader is; a {type(batches).__name__} is "
             "used up after one pass: give list(batches)"
         )
-    if not isinstance(batches, Iterable):
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
         raise TypeError(f"batches must be an iterable of (inputs, targets), got {type(batches).__name__}")
 
 
