@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, fx, nn
 
+from . import _hints
 from ._tracing import as_leaf
 from .dynamics import flag
 from .layers import IF, LIF
@@ -193,7 +194,10 @@ class BatchNormIF(_BatchNormNeuron, IF):
         learn_threshold: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("BatchNormIF", BatchNormIF, unknown)
         IF.__init__(
             self, threshold, reset=reset, reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset,
             fire_on_equal=fire_on_equal, delay=delay, time_dim=time_dim, carry_state=carry_state,
@@ -232,7 +236,10 @@ class BatchNormLIF(_BatchNormNeuron, LIF):
         learn_threshold: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("BatchNormLIF", BatchNormLIF, unknown)
         LIF.__init__(
             self, tau, threshold, decay_input=decay_input, learn_tau=learn_tau, reset=reset, reset_value=reset_value,
             surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,

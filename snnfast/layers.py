@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, fx, nn
 
-from . import autograd, ops
+from . import _hints, autograd, ops
+from ._axes import check_over_time
 from ._tracing import Layer, as_leaf, refuse_to_record
 from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
 from .surrogate import SHAPES, Surrogate
@@ -294,7 +295,10 @@ class IF(_Neuron):
         time_dim: int = 0,
         carry_state: bool = False,
         learn_threshold: bool = False,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("IF", IF, unknown)
         super().__init__(
             threshold, None, False, learn_threshold, time_dim, carry_state, reset=reset, reset_value=reset_value,
             surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
@@ -332,7 +336,10 @@ class LIF(_Neuron):
         time_dim: int = 0,
         carry_state: bool = False,
         learn_threshold: bool = False,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("LIF", LIF, unknown)
         super().__init__(
             threshold, given_tau(tau), decay_input, learn_threshold, time_dim, carry_state, reset=reset,
             reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal,
@@ -407,9 +414,14 @@ class Readout(Layer):
         if isinstance(over_time, fx.Proxy):
             return as_leaf(self, over_time)
         if not isinstance(over_time, Tensor):
-            raise TypeError(f"Readout needs a tensor, got {type(over_time).__name__}")
+            raise TypeError(
+                f"Readout needs a tensor [T, B, ...], got {type(over_time).__name__}{_hints.to_tensor('x', over_time)}"
+            )
         if over_time.dim() <= self.time_dim:
-            raise ValueError(f"Readout needs a time dimension {self.time_dim}, got shape {list(over_time.shape)}")
+            axes = "[T, B, ...]" if self.time_dim == 0 else "[B, T, ...]"
+            raise ValueError(
+                f"Readout needs {axes}, with a time dimension {self.time_dim}, got shape {list(over_time.shape)}"
+            )
         return over_time.sum(self.time_dim) if self.mode == "sum" else over_time.mean(self.time_dim)
 
     def extra_repr(self) -> str:
@@ -426,8 +438,10 @@ class OverTime(Layer):
         module: any module of one tensor.
 
     Raises:
-        TypeError: the module is not an nn.Module, or the input not a tensor.
-        ValueError: the input has fewer than two dimensions.
+        TypeError: the module is not an nn.Module, or the input not a tensor, or not of numbers that its first layer
+            takes.
+        ValueError: the input has fewer than two dimensions, or others than the module's first layer (a convolution, a
+            batch or instance norm, nn.Linear) takes with time and batch in front.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -439,8 +453,5 @@ class OverTime(Layer):
     def forward(self, over_time: Tensor) -> Tensor:
         if isinstance(over_time, fx.Proxy):
             return as_leaf(self, over_time)
-        if not isinstance(over_time, Tensor):
-            raise TypeError(f"OverTime needs a tensor [T, B, ...], got {type(over_time).__name__}")
-        if over_time.dim() < 2:
-            raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
+        check_over_time(self.module, over_time)
         return self.module(over_time.flatten(0, 1)).unflatten(0, over_time.shape[:2])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from . import reference
+from ._hints import to_tensor
 from .batch_norm import _BatchNormNeuron
 from .layers import IF, LIF, _Neuron
 from .packing import pack_spikes
@@ -188,6 +189,7 @@ def _check(model: object, sample: object) -> None:
     if not isinstance(sample, Tensor | tuple):
         raise TypeError(
             f"sample must be a tensor, or a tuple of the model's arguments, got {type(sample).__name__}"
+            f"{to_tensor('sample', sample)}"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, UninitializedTensorMixin):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snnfast.layers import IF, OverTime, Readout
-from snnfast.models.network import SummedLinear, at_least_one
+from snnfast.models.network import SummedLinear, at_least_one, check_images
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one spiking layer: ``layer(current)`` on ``[T, B, …]``, ``layer(current, steps=T)`` on a held ``[B, …]``."""
@@ -62,6 +62,7 @@ class DigitsNet(nn.Module):
     def forward(self, image: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """Logits ``[B, classes]`` for images ``[B, C, H, W]``, each held for ``steps`` (default: the network's)."""
         steps = self.steps if steps is None else at_least_one(steps)
+        check_images(image)
         spikes = self.neuron1(self.stem(image), steps=steps)
         spikes = self.neuron2(self.conv(spikes))
         spikes = self.neuron3(self.hidden(spikes))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, SummedLinear, at_least_one, each_step
+from snnfast.models.network import Network, SummedLinear, at_least_one, each_step, named_options
 from snnfast.models.normalization import BatchNorm2d
 
 __all__ = ["ResNet", "ResidualBlock", "Shortcut", "resnet11", "resnet18", "resnet50"]
@@ -153,6 +153,7 @@ class ResNet(Network):
         return links
 
 
+@named_options
 def resnet11(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -206,6 +207,7 @@ def _stem(name: str, in_channels: int, width: int, bias: bool) -> tuple[nn.Conv2
     raise ValueError(f"stem must be '3x3' or '7x7', got {name!r}")
 
 
+@named_options
 def resnet18(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -244,6 +246,7 @@ def resnet18(
     return _staged(blocks, stem, width, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
 
 
+@named_options
 def resnet50(
     num_classes: int = 10,
     in_channels: int = 3,
