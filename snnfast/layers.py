@@ -174,8 +174,9 @@ class _Neuron(Layer):
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
         for name, default in _OPTION_DEFAULTS.items():
-            if name != "reset" and getattr(self, name) != default:
-                shown.append(f"{name}={getattr(self, name)!r}")
+            value = getattr(self, name)
+            if name != "reset" and value != default:
+                shown.append(f"{name}={float(value) if name == 'reset_value' else value!r}")
         if self.time_dim:
             shown.append(f"time_dim={self.time_dim}")
         if self.carry_state:
@@ -247,8 +248,11 @@ def logit_of(tau: float | Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def show_table(value: float | Tensor) -> str:
+    """A number as floats print, whether given as 20, 20.0 or learned; of other tensors the shape."""
     if not isinstance(value, Tensor):
-        return repr(value)
+        return repr(float(value))
+    if value.dim() == 0 and not value.is_meta and type(value) in (Tensor, nn.Parameter):
+        return repr(float(f"{value.item():.6g}"))
     return f"tensor of shape {list(value.shape)}"
 
 
@@ -384,7 +388,7 @@ class LIF(_Neuron):
         if "tau_logit" in self._parameters:
             tau, learned = f"{list(self.tau_logit.shape)} learned", ", learn_tau=True"
             if self.tau_logit.dim() == 0 and not self.tau_logit.is_meta:
-                tau = f"{self.tau.item():.4g}"
+                tau = show_table(self.tau.detach())
         else:
             tau, learned = show_table(self.tau), ""
         return f"tau={tau}, decay_input={self.decay_input}, {super().extra_repr()}{learned}"
