@@ -6,7 +6,10 @@ import csv
 import json
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +185,37 @@ def test_without_matplotlib_there_are_numbers_and_a_remark(
     assert {file.name for file in (tmp_path / "fig3").iterdir()} == {"numbers.csv", "result.json"}
 
 
+def test_without_matplotlib_it_is_said_before_anything_is_measured(
+    fake: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    fake(fig3=lambda context: said.append(capsys.readouterr().out) or outcome())
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert command("fig3", tmp_path) == 0
+    assert said[0].startswith(f"fig3 at scale small on cpu, into {tmp_path}\n")
+    assert "matplotlib is not installed (pip install matplotlib)" in said[0]
+    assert "== fig3: Title of fig3" in said[0]
+
+
+def test_a_run_that_says_nothing_for_a_while_is_said_to_go_on(
+    fake: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce, "SAID_EVERY", 0.05)
+    threads = threading.active_count()
+
+    def silent(context: Context) -> Outcome:
+        deadline, said = time.monotonic() + 30, ""
+        while "  … 0 s" not in said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said += capsys.readouterr().out
+        assert "  … 0 s" in said
+        return outcome()
+
+    fake(fig3=silent)
+    assert command("fig3", tmp_path) == 0
+    assert threading.active_count() == threads
+
+
 WRONG = {
     "fig33": f"unknown table or figure 'fig33'; known: {', '.join(reproduce.NAMES)}, all",
     "": "the following arguments are required: NAME",
@@ -301,6 +335,20 @@ def test_sharpness_is_balanced_or_left_and_said() -> None:
     left = workbench.sharpen(flat, data, (2, 32))
     assert (left.gamma, left.balanced) == (10.0, False)
     assert "not balanced" in str(left)
+
+
+def test_training_says_how_far_it_is_within_a_long_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    context = replace(CONTEXT, say=said.append)
+    for every, lines in ((0.0, 8), (1e9, 2)):
+        monkeypatch.setattr(workbench, "SAID_EVERY", every)
+        said.clear()
+        model, data = small_network()
+        workbench.train_model(model, data, context, epochs=2, batch_size=16, lr=1e-3)
+        assert len(said) == lines
+        assert ["step 3/4" in line for line in said].count(True) == (2 if every == 0 else 0)
+    workbench.sharpen(model, data, (2, 32), said.append)
+    assert said[-1] == "  balancing γ on 2 batches of 32"
 
 
 def test_a_loss_curve_is_a_running_mean() -> None:
