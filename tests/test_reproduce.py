@@ -337,6 +337,48 @@ def test_sharpness_is_balanced_or_left_and_said() -> None:
     assert "not balanced" in str(left)
 
 
+def test_the_page_says_what_is_known_of_a_run_and_no_more(tmp_path: Path) -> None:
+    """What ran outside of a source tree has no commit; results of before had their versions one level up."""
+    folder = OutputFolder(tmp_path / "fig3")
+    experiment = experiments()("fig3")
+    described = {"device_name": "a CPU", "threads": 2, "versions": {"torch": "2.13.0", "snnfast": "0.1.0"}}
+    before = {"cpu": "a CPU", "threads": 2, "torch": "2.13.0", "snnfast": "0.1.0"}
+    for environment in ({**described, "commit": None}, before, {**before, "commit": "abc"}):
+        about = {"scale": "small", "seconds": 3.0, "command": "", "environment": environment}
+        files.write(folder, experiment, Outcome([], [], []), about)
+        said = Page(page.index(tmp_path, ("fig3",))).text
+        commit = environment.get("commit") or "unknown: not run from a source tree"
+        assert f"scale small, 3 s, a CPU, CPU threads 2, torch 2.13.0, snnfast 0.1.0, commit {commit}." in said
+    files.write(folder, experiment, Outcome([], [], []), {"scale": "small", "seconds": 3.0, "environment": {}})
+    assert "None" not in Page(page.index(tmp_path, ("fig3",))).text
+
+
+def test_tables_are_below_the_plot_with_the_width_of_the_page_and_scroll_where_that_is_too_little(
+    fake: Callable[..., None], tmp_path: Path
+) -> None:
+    fake()
+    assert command("fig3", tmp_path) == 0
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    side, _, below = text.partition("</div></div>")
+    assert '<ul class="verdicts">' in side and "<table>" not in side
+    assert '<div class="scroll"><table>' in below
+    assert re.search(r"\.scroll \{ overflow-x: auto; \}", text)
+
+
+def test_the_committed_page_is_that_of_the_committed_results_and_excepts_what_they_except() -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "paper" / "results"
+    if not results.is_dir():
+        pytest.skip("the results are in the source tree, which is not here")
+    text = (results / "index.html").read_text(encoding="utf-8")
+    assert text == page.index(results, reproduce.NAMES)
+    assert "None" not in Page(text).text
+    notes = {name: " ".join(files.read(results / name)["notes"]) for name in reproduce.NAMES}
+    assert [name for name, said in notes.items() if "were added" in said] == ["table2", "table3"]
+    for said in (Page(text).text, (results.parents[2] / "README.md").read_text(encoding="utf-8")):
+        fixed = " ".join(said.split()).partition("fixed before anything was measured")[2]
+        assert fixed.startswith(", but for those that ")
+
+
 def test_training_says_how_far_it_is_within_a_long_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     context = replace(CONTEXT, say=said.append)
