@@ -42,13 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     suite = parser.add_mutually_exclusive_group()
     suite.add_argument("--full", action="store_true", help="everything (most of an hour on 2 cores)")
     suite.add_argument("--quick", action="store_true", help="seconds: shows that it runs, measures nothing of use")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: every device present")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: every device present)")
     parser.add_argument("--case", action="append", default=[], metavar="NAME",
-                        help="a case or a group of cases; may be given several times")
+                        help="a case or a group of cases; may be given several times (default: those of the suite)")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where to write (default: ./snnfast-bench-<device>-<date>)")
     parser.add_argument("--processes", type=int, default=1, metavar="N",
-                        help="measure in N processes one after another, and take each side's best median")
+                        help="measure in N processes one after another, and take each side's best median (default: 1)")
     parser.add_argument("--no-preload", action="store_true",
                         help="stay under the allocator as it is, also where jemalloc or tcmalloc is found")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

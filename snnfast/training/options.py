@@ -171,6 +171,22 @@ class TrainOptions:
         return tuple(dict.fromkeys(self.eval_steps)) or (self.steps,)
 
 
+def default_in_words(name: str, unset: str = "") -> str:
+    """What an option is for each data set where it is not given: "20 for digits, 100 for cifar10, cifar100".
+
+    ``unset`` stands for None and for an empty value.
+    """
+    found: dict[str, list[str]] = {}
+    for data in _PRESETS:
+        value = getattr(TrainOptions.for_data(data), name)
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value))
+        found.setdefault(unset if value in (None, "") else str(value), []).append(data)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{value} for {', '.join(data)}" for value, data in found.items())
+
+
 def check_threads(threads: int | None) -> None:
     """Raises :class:`OptionError` for what is no number of CPU threads; None, which leaves torch's, is allowed."""
     if threads is not None:
