@@ -27,7 +27,7 @@ _STEPS = (
 )
 
 # Names of SpikingJelly, snnTorch, Norse and torch's recurrent layers. What depends on the value is in _BY_VALUE.
-_NAMES = {
+NAMES = {
     "v_threshold": "is threshold here",
     "v_th": "is threshold here",
     "v_reset": "is reset_value here, of reset='hard'; v_reset=None is reset='soft'",
@@ -159,8 +159,8 @@ def of_option(name: str, value: object, allowed: Iterable[str]) -> str:
     said = _BY_VALUE[name](value) if name in _BY_VALUE else None
     if said is None and name in _OF_LIF and name not in allowed:
         said = f"{name} is LIF's: neurons without a leak have none"
-    if said is None and name in _NAMES:
-        said = f"{name} {_NAMES[name]}"
+    if said is None and name in NAMES:
+        said = f"{name} {NAMES[name]}"
     if said is not None:
         return f"; {said}"
     return nearest(name, allowed) or f"; it takes {', '.join(allowed)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -130,13 +131,19 @@ class _Run:
 
     def __init__(self, names: dict[nn.Module, str]) -> None:
         self.names = names
-        self.rows: list[LayerAxes] = []
+        self.found: dict[int, LayerAxes] = {}  # by the order of the calls
         self.errors: list[str] = []
         self.misread: list[str] = []  # a batch or channels taken for time
         self.notes: list[str] = []  # of values
-        self._inside: list[tuple[nn.Module, Tensor | None]] = []  # the modules that are running, with their inputs
+        # The modules that are running, with their inputs and the numbers of their calls.
+        self._inside: list[tuple[nn.Module, Tensor | None, int]] = []
+        self._calls = itertools.count()
         # What modules that know no time made, by its id: the tensor, and the module's name.
         self._timeless: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+
+    @property
+    def rows(self) -> list[LayerAxes]:
+        return [self.found[call] for call in sorted(self.found)]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -151,20 +158,20 @@ class _Run:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = args[0] if args else next(iter(kwargs.values()), None)
-        self._inside.append((module, given if isinstance(given, Tensor) else None))
+        self._inside.append((module, given if isinstance(given, Tensor) else None, next(self._calls)))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        _, given = self._inside.pop()
+        _, given, call = self._inside.pop()
         if isinstance(module, _Neuron | OverTime | Readout):
             arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
             given = next(iter(arguments.values()))
-            self._note(module, given, arguments.get("steps"), output)
+            self._note(call, module, given, arguments.get("steps"), output)
         elif isinstance(output, Tensor) and given is not None and not next(module.children(), None):
             self._mark(module, given, output)
 
     def _mark(self, module: nn.Module, given: Tensor, output: Tensor) -> None:
         """Notes that a layer that knows no time made a tensor, not of all steps at once, or passed one on."""
-        if any(isinstance(outer, OverTime) for outer, _ in self._inside):
+        if any(isinstance(outer, OverTime) for outer, *_ in self._inside):
             return
         maker = self._maker(given)
         axes = axes_of(module)
@@ -177,17 +184,21 @@ class _Run:
         found = self._timeless.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
-    def _note(self, layer: nn.Module, given: Tensor, steps: int | None, output: Tensor) -> None:
+    def _note(self, call: int, layer: nn.Module, given: Tensor, steps: int | None, output: Tensor) -> None:
         neuron = isinstance(layer, _Neuron)
         name, shape, time_dim = self.names[layer], tuple(given.shape), getattr(layer, "time_dim", 0)
         held = steps is not None
-        self.rows.append(
-            LayerAxes(
-                name, type(layer).__name__, shape, held, time_dim, steps if held else shape[time_dim],
-                _size(shape, 0 if held else 1 - time_dim), tuple(output.shape),
-                output.double().mean().item() if neuron and output.numel() else None,
-            )
+        firing = output.double().mean().item() if neuron and output.numel() else None
+        self.found[call] = LayerAxes(
+            name, type(layer).__name__, shape, held, time_dim, steps if held else shape[time_dim],
+            _size(shape, 0 if held else 1 - time_dim), tuple(output.shape), firing,
         )  # fmt: skip
+        merged = next((outer for outer, *_ in self._inside if type(outer) is OverTime), None)
+        if merged is not None:
+            self.misread.append(
+                f"{name!r} is inside {self.names[merged]!r} (OverTime), where steps and batch are one dimension, which "
+                "it takes for time: take it out"
+            )
         maker = self._maker(given)
         if maker is not None and not held:
             self.misread.append(
@@ -195,7 +206,7 @@ class _Run:
                 "time: hold its current with steps=T, or put it into snnfast.OverTime, for a sample [T, B, ...]"
             )
         if neuron:
-            self._note_values(layer, given, self.rows[-1].firing)
+            self._note_values(layer, given, firing)
 
     def _note_values(self, layer: _Neuron, current: Tensor, firing: float | None) -> None:
         name = self.names[layer]
@@ -214,7 +225,7 @@ class _Run:
         if not self._inside:
             self.errors.append(f"the model raised {words}")
             return
-        module, given = self._inside[-1]
+        module, given, _ = self._inside[-1]
         said = f"{self.names[module]!r} ({type(module).__name__}) raised {words}"
         axes = axes_of(module)
         if given is not None and axes is not None and not axes.fit(given.dim()) and axes.fit(given.dim() - 1):
@@ -247,11 +258,11 @@ def _of_sizes(run: _Run, steps: int | None) -> Iterator[str]:
         replace(row, time_dim=1, steps=row.batch, batch=row.steps) if time_dim == 1 and _either_order(row) else row
         for row in run.rows
     ]
-    if not run.misread:
+    if not run.misread:  # which would explain these
         yield from _ambiguity(rows[0])
-    for what, of in (("T", lambda row: row.steps), ("B", lambda row: row.batch)):
-        if len({of(row) for row in rows}) > 1:
-            yield _disagreement(what, of, rows)
+        for what, of in (("T", lambda row: row.steps), ("B", lambda row: row.batch)):
+            if len({of(row) for row in rows}) > 1:
+                yield _disagreement(what, of, rows)
     other = next((row for row in rows if steps not in (None, row.steps)), None)
     if other is not None:
         where = f"; dimension {1 - other.time_dim} has them" if other.batch == steps and not other.held else ""

@@ -74,6 +74,9 @@ class _Neuron(Layer):
                 raise TypeError(f"{name}: {type(self).__name__} has no leak; LIF has one")
             elif name in ("time_dim", "carry_state"):
                 raise AttributeError(f"{name} is fixed when the layer is made")
+            elif name in _hints.NAMES and type(self).__module__.startswith("snnfast."):
+                # It would change nothing. Subclasses elsewhere may have options of these names.
+                raise _hints.refuse(type(self).__name__, type(self), {name: value})
         super().__setattr__(name, value)
 
     def _options(self) -> dict[str, Any]:

@@ -65,6 +65,8 @@ SLIPS = {  # a network, its sample, what the one problem says
         nn.Sequential(nn.Conv2d(1, 4, 3), sf.IF(0.1)), (5, 4, 1, 8, 8),
         ("'0' (Conv2d) raised", "snnfast.OverTime applies it to all steps of [T, B, C, H, W]")),
     "a time axis forgotten where OverTime knows": (convolutional(), (32, 1, 8, 8), ("needs [T, B, C, H, W]",)),
+    "a neuron inside OverTime": (
+        sf.OverTime(nn.Sequential(nn.Linear(7, 7), sf.IF(0.1))), (5, 4, 7), ("'module.1' is inside", "one dimension")),
     "one layer without time_dim=1": (
         nn.Sequential(sf.IF(0.3, time_dim=1), sf.IF(0.3), sf.IF(0.3, time_dim=1)), (4, 5, 7),
         ("time_dim=1 at '0' and 1 more, but time_dim=0 at '1'",)),

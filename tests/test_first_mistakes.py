@@ -74,6 +74,21 @@ def test_an_option_of_another_library_is_refused_with_ours_beside_it(layer, opti
     assert "__init__" not in said
 
 
+@pytest.mark.parametrize("layer", ["IF", "LIF", "BatchNormIF", "BatchNormLIF"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_assigning_an_option_of_another_library_is_refused_too_and_left_to_subclasses(layer, option):
+    value, ours = OPTIONS[option]
+    made = LAYERS[layer]()
+    assert ours in message(lambda: setattr(made, option, value), TypeError)
+
+    class Own(getattr(sf, layer)):
+        pass
+
+    own = Own(*(3,) * layer.startswith("Batch"))
+    setattr(own, option, value)
+    assert getattr(own, option) is value
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_misspelt_option_is_refused_with_the_nearest_name_and_an_unlike_one_with_all(layer):
     name = layer.rpartition(".")[2]
