@@ -20,8 +20,9 @@ kept           bytes kept for the backward pass, by saved-tensor hooks
 
 DISTURBED = """\
 3.1-9.0x?      other processes competed for the cores each time that this was timed: every parallel region may have
-               waited for them, the loop's many most of all. The ratio lies between those of the quartiles, if
-               anywhere. Repeat it on a quiet machine, or with --processes 5, which takes the undisturbed ones."""
+               waited for them, the loop's many most of all. Told are the ratios of one side's fast quartile to
+               the other's slow one, and the reverse: the wider, the less is known. Repeat it on a quiet machine, or
+               with --processes 5, which takes the undisturbed ones."""
 
 
 def duration(seconds: float) -> str:
@@ -57,8 +58,8 @@ def _told(case: dict[str, Any], slower: str, faster: str) -> str:
     found = ratio(case, slower, faster)
     if found is None or not disturbed(case):
         return _times(found)
-    low, high = quartile_ratios(case, slower, faster)
-    return f"{low:.2g}-{high:.2g}x?"
+    low, high = (f"{bound:.2g}" if bound < 10 else f"{bound:.0f}" for bound in quartile_ratios(case, slower, faster))
+    return f"{low}-{high}x?"
 
 
 def _row(case: dict[str, Any]) -> tuple[str, ...]:

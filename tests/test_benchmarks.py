@@ -325,6 +325,10 @@ def disturbed_case(cores: float, seconds: float = 1.0) -> dict:
 
 def test_a_ratio_taken_beside_a_neighbour_is_told_with_its_doubt():
     busy, calm = disturbed_case(1.5), disturbed_case(0.0)
+    assert report.against(disturbed_case(1.5, 30.0), "naive") == "3-9x?"
+    wide = disturbed_case(1.5)
+    wide["sides"]["naive"]["time"] |= {"lower": 0.05, "upper": 130.0}
+    assert report.against(wide, "naive") == "0.025-130x?"
     assert report.against(busy, "naive") == "3-9x?" and report.against(calm, "naive") == "5.00x"
     assert "3-9x? by the naive loop" in report.progress(busy) and "others used 1.5 cores" in report.progress(busy)
     assert "others used" not in report.progress(calm)
