@@ -127,8 +127,9 @@ def of_surrogate(value: object) -> str:
 
 def tau_of_beta(value: object) -> float | None:
     """The time constant of a decay per step, for what may be one: a number above 0 and below 1."""
-    number = not isinstance(value, bool) and isinstance(value, int | float)
-    return 1 / (1 - value) if number and 0 < value < 1 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return 1 / (1 - value) if 0 < value < 1 else None
 
 
 def of_tau(value: float) -> str:

@@ -185,12 +185,11 @@ class _Run:
         return found[1] if found is not None and found[0]() is tensor else None
 
     def _note(self, call: int, layer: nn.Module, given: Tensor, steps: int | None, output: Tensor) -> None:
-        neuron = isinstance(layer, _Neuron)
         name, shape, time_dim = self.names[layer], tuple(given.shape), getattr(layer, "time_dim", 0)
         held = steps is not None
-        firing = output.double().mean().item() if neuron and output.numel() else None
+        firing = output.double().mean().item() if isinstance(layer, _Neuron) and output.numel() else None
         self.found[call] = LayerAxes(
-            name, type(layer).__name__, shape, held, time_dim, steps if held else shape[time_dim],
+            name, type(layer).__name__, shape, held, time_dim, shape[time_dim] if steps is None else steps,
             _size(shape, 0 if held else 1 - time_dim), tuple(output.shape), firing,
         )  # fmt: skip
         merged = next((outer for outer, *_ in self._inside if type(outer) is OverTime), None)
@@ -205,7 +204,7 @@ class _Run:
                 f"{name!r} takes dimension {time_dim} ({shape[time_dim]}) for time, and {maker} ahead of it knows no "
                 "time: hold its current with steps=T, or put it into snnfast.OverTime, for a sample [T, B, ...]"
             )
-        if neuron:
+        if isinstance(layer, _Neuron):
             self._note_values(layer, given, firing)
 
     def _note_values(self, layer: _Neuron, current: Tensor, firing: float | None) -> None:
