@@ -7,7 +7,7 @@ mathematics is that of *Training Deep Spiking Neural Networks* (Ledinauskas et a
 from importlib import import_module
 from typing import Any
 
-from . import functional, reference, surrogate
+from . import _hints, functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
 from .batch_norm import BatchNormIF, BatchNormLIF
@@ -47,7 +47,8 @@ _LAZY = ("benchmarks", "convert", "data", "losses", "models", "training", "tunin
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = _hints.of_name(name, [*__all__, *_LAZY])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}", name=name)
 
 
 def __dir__() -> list[str]:

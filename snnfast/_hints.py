@@ -106,6 +106,29 @@ _SHAPES: dict[str, tuple[str, Callable[[float], tuple[float, float]]]] = {
 }
 _ALPHAS = {"ATan": 2.0, "atan": 2.0, "fast_sigmoid": 25.0}  # what an example is given for
 
+# Layers of SpikingJelly (of its older versions too), snnTorch and Norse.
+_LAYERS = {
+    "IFNode": "IF",
+    "MultiStepIFNode": "IF",
+    "IFCell": "IF",
+    "LIFNode": "LIF",
+    "MultiStepLIFNode": "LIF",
+    "LIFCell": "LIF",
+    "LIFBoxCell": "LIF",
+    "ParametricLIFNode": "LIF(learn_tau=True)",
+    "MultiStepParametricLIFNode": "LIF(learn_tau=True)",
+    "Leaky": "LIF(tau=1 / (1 - beta), decay_input=False, reset='soft')",
+    "SeqToANNContainer": "OverTime",
+    "reset_net": "reset_state",
+    "detach_net": "detach_state",
+}
+
+
+def of_name(name: str, allowed: Iterable[str]) -> str:
+    """What to say of a name that the package does not have: ours for another library's, or the nearest."""
+    found = _LAYERS.get(name)
+    return f"; {name} elsewhere is snnfast.{found} here" if found else nearest(name, allowed)
+
 
 def shape_of(name: str, alpha: object = None) -> str:
     """Our shape beside another library's by its name, "" where it is none of them."""

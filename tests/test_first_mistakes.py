@@ -12,6 +12,7 @@ from torch import nn
 
 import snnfast as sf
 from snnfast import models
+from snnfast.training import TrainOptions
 
 LAYERS = {
     "IF": lambda **options: sf.IF(**options),
@@ -176,6 +177,22 @@ def test_an_unknown_argument_of_a_network_names_the_network_and_the_nearest_argu
         assert message(lambda make=make: make(num_class=10), TypeError) == (
             f"{name} has no argument 'num_class'; did you mean 'num_classes'?"
         )
+
+
+def test_an_unknown_option_of_training_names_the_nearest():
+    assert message(lambda: TrainOptions.for_data("digits", epoch=3), TypeError) == (
+        "TrainOptions has no argument 'epoch'; did you mean 'epochs'?"
+    )
+
+
+def test_a_layer_by_its_name_elsewhere_is_told_its_name_here():
+    for name, ours in {
+        "LIFNode": "LIF", "IFNode": "IF", "ParametricLIFNode": "LIF(learn_tau=True)",
+        "Leaky": "LIF(tau=1 / (1 - beta)", "reset_net": "reset_state",
+    }.items():  # fmt: skip
+        assert f"{name} elsewhere is snnfast.{ours}" in message(lambda name=name: getattr(sf, name), AttributeError)
+    assert "did you mean 'BatchNormIF'?" in message(lambda: sf.BatchnormIF, AttributeError)
+    assert message(lambda: sf.quite_another, AttributeError) == "module 'snnfast' has no attribute 'quite_another'"
 
 
 TIMELESS = {  # modules behind OverTime, and a sample without time axis

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from snnfast import build_info, models, surrogate
+from snnfast._hints import refuse
 from snnfast.data import augment, check_known
 from snnfast.dynamics import MOST_STEPS
 from snnfast.training.implementations import IMPLEMENTATIONS
@@ -147,8 +148,11 @@ class TrainOptions:
     def for_data(cls, data: str, **given: Any) -> TrainOptions:
         """The options that suit the data set ``data``, with those in ``given`` that are not None in their place."""
         check_known(data)
-        known = {field.name for field in fields(cls)}
-        chosen = {name: value for name, value in given.items() if value is not None or name not in known}
+        known = [field.name for field in fields(cls)]
+        unknown = {name: value for name, value in given.items() if name not in known}
+        if unknown:
+            raise refuse("TrainOptions", cls, unknown)
+        chosen = {name: value for name, value in given.items() if value is not None}
         preset = dict(_PRESETS[data])
         if "digits" in (chosen.get("model"), preset["model"]) or chosen.get("layer", "fused") != "fused":
             # The implementations other than the fused one are there for this network alone.
