@@ -83,6 +83,17 @@ def check_over_time(module: nn.Module, over_time: object) -> None:
         raise TypeError(f"{name} needs floating numbers, got {over_time.dtype}{remedy}")
 
 
+def wrong_result(module: nn.Module, merged: Tensor, result: object) -> Exception:
+    """The error for a result that is not one entry for each step of each sample."""
+    needs = f"OverTime({type(module).__name__}) needs a result [T·B, ...] for its {merged.shape[0]} steps and samples"
+    if not isinstance(result, Tensor):
+        return TypeError(f"{needs}, got {type(result).__name__}")
+    return ValueError(
+        f"{needs}, got shape {list(result.shape)} of an input {list(merged.shape)}: the module must keep the batch, its "
+        "first dimension"
+    )
+
+
 _BEHIND_BATCH = {1: ("C",), 2: ("C", "L"), 3: ("C", "H", "W"), 4: ("C", "D", "H", "W")}
 
 

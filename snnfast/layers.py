@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import _hints, autograd, ops
-from ._axes import check_over_time
+from ._axes import check_over_time, wrong_result
 from ._tracing import Layer, as_leaf, refuse_to_record
 from .dynamics import DTYPES, Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
 from .surrogate import SHAPES, Surrogate
@@ -445,10 +445,11 @@ class OverTime(Layer):
         module: any module of one tensor.
 
     Raises:
-        TypeError: the module is not an nn.Module, or the input not a tensor, or not of numbers that its first layer
-            takes.
+        TypeError: the module is not an nn.Module, or the input or the result not a tensor, or the input not of numbers
+            that the first layer takes.
         ValueError: the input has fewer than two dimensions, or others than the module's first layer (a convolution, a
-            batch or instance norm, nn.Linear) takes with time and batch in front.
+            batch or instance norm, nn.Linear) takes with time and batch in front; or the result has not one entry for
+            each step of each sample.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -461,4 +462,8 @@ class OverTime(Layer):
         if isinstance(over_time, fx.Proxy):
             return as_leaf(self, over_time)
         check_over_time(self.module, over_time)
-        return self.module(over_time.flatten(0, 1)).unflatten(0, over_time.shape[:2])
+        merged = over_time.flatten(0, 1)
+        result = self.module(merged)
+        if not isinstance(result, Tensor) or result.shape[:1] != merged.shape[:1]:
+            raise wrong_result(self.module, merged, result)
+        return result.unflatten(0, over_time.shape[:2])

@@ -231,6 +231,16 @@ def test_over_time_names_its_axes_for_any_other_number_of_dimensions_and_leaves_
     assert sf.OverTime(Own(3, 6, 1))(torch.randn(2, 4, 3)).shape == (2, 4, 6, 1, 1)
 
 
+def test_over_time_says_what_a_module_must_return():
+    x = torch.randn(4, 3, 5, 6)
+    said = message(lambda: sf.OverTime(nn.LSTM(6, 2, batch_first=True))(x), TypeError)
+    assert said == "OverTime(LSTM) needs a result [T·B, ...] for its 12 steps and samples, got tuple"
+    for module in (nn.Flatten(0), nn.Sequential(nn.Flatten(0, 1), nn.Linear(6, 2))):
+        said = message(lambda module=module: sf.OverTime(module)(x), ValueError)
+        assert "for its 12 steps and samples, got shape [" in said and "must keep the batch" in said
+    assert sf.OverTime(nn.Flatten())(x[:, :0]).shape == (4, 0, 30)
+
+
 CHANNELS = {
     "no time axis": ((6, 3, 8, 8), None, "steps=T"),
     "no time axis, of a linear layer": ((6, 3), None, "steps=T"),
