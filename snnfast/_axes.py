@@ -89,7 +89,7 @@ def wrong_result(module: nn.Module, merged: Tensor, result: object) -> Exception
     if not isinstance(result, Tensor):
         return TypeError(f"{needs}, got {type(result).__name__}")
     return ValueError(
-        f"{needs}, got shape {list(result.shape)} of an input {list(merged.shape)}: the module must keep the batch, its "
+        f"{needs}, got shape {list(result.shape)} of an input {list(merged.shape)}: it must keep the batch, its "
         "first dimension"
     )
 
