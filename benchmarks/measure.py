@@ -188,6 +188,18 @@ def disturbed(case: dict[str, Any]) -> bool:
     return (case.get("cores_used_by_others") or 0.0) > 0.1
 
 
+def quartile_ratios(case: dict[str, Any], slower: str, faster: str = OURS) -> tuple[float, float]:
+    """Between what the ratio of two sides that ran may lie: of the one's fast quartile to the other's slow one, and the
+    reverse. On a calm machine the two are near each other."""
+    slow, fast = (case["sides"][name]["time"] for name in (slower, faster))
+    return slow["lower"] / fast["upper"], slow["upper"] / fast["lower"]
+
+
+def calmer(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Of two measurements of a case the one with which others competed less for the cores."""
+    return min(first, second, key=lambda case: case.get("cores_used_by_others") or 0.0)
+
+
 def copy_share(case: dict[str, Any]) -> float | None:
     """The share of the copy bandwidth, measured beside it on the same size, that snnfast reaches, counting the bytes
     that must move. None for small tensors, where a call's own cost counts and not the memory."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .baselines import OURS
-from .measure import copy_share, disturbed, ratio
+from .measure import copy_share, disturbed, quartile_ratios, ratio
 
 HEADINGS = ("case", "naive / ours", "ours / relu", "ours", "moved", "of copy", "kept", "/ input", "naive's")
 MEANING = """\
@@ -19,8 +19,9 @@ kept           bytes kept for the backward pass, by saved-tensor hooks
 / input        the same in units of the input; beside it the naive loop's"""
 
 DISTURBED = """\
-busy           other processes competed for the cores while this was timed: every parallel region may have waited for
-               them, the loop's many most of all, and a ratio would mean nothing. Repeat it on a quiet machine, or
+3.1-9.0x?      other processes competed for the cores each time that this was timed: every parallel region may have
+               waited for them, the loop's many most of all. Told are the ratios of one side's fast quartile to
+               the other's slow one, and the reverse: the wider, the less is known. Repeat it on a quiet machine, or
                with --processes 5, which takes the undisturbed ones."""
 
 
@@ -45,7 +46,8 @@ def _times(value: float | None) -> str:
 
 
 def against(case: dict[str, Any], name: str) -> str:
-    """The ratio of a side's time to ours; "differs" or "busy" where none may be told; "-" where there is none."""
+    """The ratio of a side's time to ours; "differs" where none may be told; "-" where there is none; what it may
+    be, with a question mark, where others competed for the cores."""
     side = case["sides"].get(name, {})
     if side.get("agrees") is False:
         return "differs"
@@ -54,13 +56,16 @@ def against(case: dict[str, Any], name: str) -> str:
 
 def _told(case: dict[str, Any], slower: str, faster: str) -> str:
     found = ratio(case, slower, faster)
-    return "busy" if found is not None and disturbed(case) else _times(found)
+    if found is None or not disturbed(case):
+        return _times(found)
+    low, high = (f"{bound:.2g}" if bound < 10 else f"{bound:.0f}" for bound in quartile_ratios(case, slower, faster))
+    return f"{low}-{high}x?"
 
 
 def _row(case: dict[str, Any]) -> tuple[str, ...]:
     ours = case["sides"].get(OURS, {})
     kept, moved, share = ours.get("kept"), case["bytes_moved"], copy_share(case)
-    reached = "-" if share is None else "busy" if disturbed(case) else f"{share:.0%}"
+    reached = "-" if share is None else f"{share:.0%}{'?' if disturbed(case) else ''}"
     return (case["name"], against(case, "naive"), _told(case, OURS, "relu"),
             duration(ours["time"]["median"]) if "time" in ours else "-",
             "-" if moved is None else size(moved), reached,
@@ -166,9 +171,8 @@ def progress(case: dict[str, Any]) -> str:
     """One line as a case ends."""
     ours = case["sides"][OURS]
     parts = [duration(ours["time"]["median"]) if "time" in ours else ours.get("skipped", "not run")]
+    parts += [f"{found} {what}" for found, what in ((against(case, "naive"), "by the naive loop"),
+                                                    (_told(case, OURS, "relu"), "relu")) if found != "-"]
     if disturbed(case):
         parts.append(f"disturbed: others used {case['cores_used_by_others']:.1f} cores")
-    else:
-        parts += [f"{found} {what}" for found, what in ((against(case, "naive"), "by the naive loop"),
-                                                        (_told(case, OURS, "relu"), "relu")) if found != "-"]
     return ", ".join(parts)

@@ -7,10 +7,12 @@ mathematics is that of *Training Deep Spiking Neural Networks* (Ledinauskas et a
 from importlib import import_module
 from typing import Any
 
-from . import functional, reference, surrogate
+from . import _hints, functional, reference, surrogate
 from ._backend import build_info
 from ._version import __version__
 from .batch_norm import BatchNormIF, BatchNormLIF
+from .carried import detach_state, reset_state
+from .check import CheckReport, check
 from .fuse import FuseReport, fuse
 from .layers import IF, LIF, OverTime, Readout
 from .memory import memory_report
@@ -21,16 +23,20 @@ __all__ = [
     "LIF",
     "BatchNormIF",
     "BatchNormLIF",
+    "CheckReport",
     "FuseReport",
     "OverTime",
     "Readout",
     "__version__",
     "build_info",
+    "check",
+    "detach_state",
     "functional",
     "fuse",
     "memory_report",
     "pack_spikes",
     "reference",
+    "reset_state",
     "surrogate",
 ]
 
@@ -41,4 +47,10 @@ _LAZY = ("benchmarks", "convert", "data", "losses", "models", "training", "tunin
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = _hints.of_name(name, [*__all__, *_LAZY])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}", name=name)
+
+
+def __dir__() -> list[str]:
+    own = (name for name in globals() if name.startswith("__"))
+    return sorted({*own, *__all__, *_LAZY})

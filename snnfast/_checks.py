@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._hints import to_tensor
+
 LARGEST_COUNT = 2**31 - 1
 """Of anything that is counted, where memory is not what limits it."""
 
@@ -96,7 +98,8 @@ def device(name: str, value: Any) -> Any:
 def number(name: str, value: object, allowed: str = "a number") -> float:
     """A Python number as a float; TypeError for anything else, ValueError for an int that no float holds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):  # torch 2.6 traces no `int | float`
-        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}")
+        remedy = to_tensor(name, value, tensors="tensor" in allowed)
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}{remedy}")
     try:
         return float(value)
     except OverflowError:

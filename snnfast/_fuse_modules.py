@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._axes import check_over_time
 from ._state_dict import WithNumbers, read_surrogate, write_surrogate
 from .layers import _OPTIONS, LIF, OverTime, _Neuron
 
@@ -98,8 +99,7 @@ class FusedOverTime(OverTime):
     """
 
     def forward(self, over_time: Tensor, residual: Tensor | None = None) -> Tensor:
-        if over_time.dim() < 2:
-            raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
+        check_over_time(self.module, over_time)
         layer, before = self.module, []
         while isinstance(layer, nn.Sequential):
             *first, layer = layer

@@ -124,6 +124,9 @@ def logit_of(tau: float | Tensor, dtype: torch.dtype) -> float | Tensor:
 
 
 def show_table(value: float | Tensor) -> str:
+    """A number as floats print, whether given as 20, 20.0 or learned; of other tensors the shape."""
     if not isinstance(value, Tensor):
-        return repr(value)
+        return repr(float(value))
+    if value.dim() == 0 and not value.is_meta and type(value) in (Tensor, nn.Parameter):
+        return repr(float(f"{value.item():.6g}"))
     return f"tensor of shape {list(value.shape)}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from . import _hints
 from ._checks import device as check_device
 from ._checks import integer
 from ._tables import reset_tables
@@ -247,7 +248,10 @@ class BatchNormIF(_BatchNormNeuron, IF):
         learn_threshold: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("BatchNormIF", BatchNormIF, unknown)
         IF.__init__(
             self, threshold, reset=reset, reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset,
             fire_on_equal=fire_on_equal, delay=delay, time_dim=time_dim, carry_state=carry_state,
@@ -286,7 +290,10 @@ class BatchNormLIF(_BatchNormNeuron, LIF):
         learn_threshold: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("BatchNormLIF", BatchNormLIF, unknown)
         LIF.__init__(
             self, tau, threshold, decay_input=decay_input, learn_tau=learn_tau, reset=reset, reset_value=reset_value,
             surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,

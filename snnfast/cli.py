@@ -67,6 +67,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     from snnfast import models
     from snnfast.data import data_sets
     from snnfast.training import AUGMENTATIONS, IMPLEMENTATIONS, PRECISIONS, SCHEDULES, SURROGATES
+    from snnfast.training.options import default_in_words as default
 
     parser.description = (
         "Trains a network of integrate-and-fire neurons as the paper does: constant-current input, summed readout, "
@@ -79,7 +80,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--data-dir", metavar="DIR", help="folder with the data set's files (default: $SNNFAST_DATA; digits needs none)"
     )
     parser.add_argument(
-        "--model", metavar="NAME", help=f"network: {', '.join(models.names())} (default: the data set's)"
+        "--model", metavar="NAME", help=f"network: {', '.join(models.names())} (default: {default('model')})"
     )
     parser.add_argument(
         "--model-option",
@@ -87,7 +88,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=_model_option,
         metavar="NAME=VALUE",
         dest="model_options",
-        help="an option of the network, such as layers=9 or activation=relu for its ANN twin; may be repeated",
+        help="an option of the network, such as layers=9 or activation=relu for its ANN twin; may be repeated "
+        "(default: none; stem=7x7 for imagenette)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -111,12 +113,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--eval-steps",
         type=_step_counts,
         metavar="T[,T...]",
-        help="time steps at which the trained network is evaluated",
+        help="time steps at which the trained network is evaluated (default: those of --steps, and for data sets other "
+        "than digits twice as many too)",
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images a batch, of all processes together")
     parser.add_argument(
-        "--lr", type=_number_or_word, metavar="RATE", help="(highest) learning rate, or find: by a range test first"
+        "--epochs", type=int, metavar="N", help=f"passes over the training images (default: {default('epochs')})"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"images a batch, of all processes together (default: {default('batch_size')})",
+    )
+    parser.add_argument(
+        "--lr",
+        type=_number_or_word,
+        metavar="RATE",
+        help=f"(highest) learning rate, or find: by a range test first (default: {default('lr')})",
     )
     parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (default: one-cycle)")
     parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="AdamW's (default: 0.01)")
@@ -125,12 +138,17 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--gamma",
         type=_number_or_word,
         metavar="VALUE",
-        help="sharpness of the surrogate, or tune: balance the gradients first",
+        help="sharpness of the surrogate, or tune: balance the gradients first (default: "
+        f"{default('gamma', unset='that of the shape')})",
     )
     parser.add_argument(
         "--surrogate", metavar="NAME", help=f"its shape: {', '.join(SURROGATES)} (default: FastSigmoid)"
     )
-    parser.add_argument("--augment", metavar="NAME", help=f"of the training images: {', '.join(AUGMENTATIONS)}")
+    parser.add_argument(
+        "--augment",
+        metavar="NAME",
+        help=f"of the training images: {', '.join(AUGMENTATIONS)} (default: {default('augment')})",
+    )
     parser.add_argument(
         "--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: bfloat16 on a GPU, float32 on the CPU)"
     )
@@ -143,7 +161,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every", type=float, metavar="SECONDS", help="between two checkpoints (default: 60)"
     )
     parser.add_argument(
-        "--tensorboard", action="store_const", const=True, help="write TensorBoard's logs too, into DIR/tensorboard"
+        "--tensorboard",
+        action="store_const",
+        const=True,
+        help="write TensorBoard's logs too, into DIR/tensorboard (default: no)",
     )
     parser.add_argument(
         "--out",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _hints
 from ._checks import dense as check_dense
 from ._checks import flag, number
 from .surrogate import LARGEST, SHAPES, FastSigmoid, Surrogate
@@ -84,7 +85,7 @@ def check_tau(value: float | Tensor) -> float:
         return 0.0
     tau = number("tau", value, "a number or a tensor")
     if not tau > 1:
-        raise ValueError(f"tau must be greater than 1 step, got {tau}")
+        raise ValueError(f"tau must be greater than 1 step, got {tau}{_hints.of_tau(tau)}")
     return tau
 
 
@@ -113,7 +114,7 @@ def check_surrogate(value: object, *, custom: bool, name: str) -> Surrogate | Ca
         what = getattr(value, "__name__", type(value).__name__)
         raise TypeError(
             f"surrogate: {name} runs compiled kernels and cannot call {what!r}; allowed are the shapes of "
-            "snnfast.surrogate (a custom callable runs in snnfast.reference only)"
+            f"snnfast.surrogate (a custom callable runs in snnfast.reference only){_hints.of_surrogate(value)}"
         )
     raise TypeError(f"surrogate must be one of the shapes of snnfast.surrogate, got {value!r}")
 
@@ -139,7 +140,9 @@ def make_dynamics(
         ValueError: an option out of its range.
     """
     if not isinstance(reset, str) or reset not in RESETS:
-        raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}")
+        raise ValueError(
+            f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}{_hints.of_reset(reset)}"
+        )
     soft = reset == "soft"
     value = number("reset_value", reset_value)
     if not abs(value) <= LARGEST:
@@ -180,9 +183,16 @@ def check_time_dim(time_dim: object) -> None:
         raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
 
 
+def not_a_tensor(what: str, value: object) -> TypeError:
+    return TypeError(f"{what} must be a tensor, got {type(value).__name__}{_hints.to_tensor(what, value)}")
+
+
 def check_dtype(what: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
-        raise TypeError(f"{what} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+        raise TypeError(
+            f"{what} must be float32, float64, float16 or bfloat16, got {tensor.dtype}"
+            f"{_hints.to_floating(what, tensor)}"
+        )
 
 
 def check_call(
@@ -202,15 +212,18 @@ def check_call(
         RuntimeError: a device that snnfast has no kernels for.
     """
     if not isinstance(current, Tensor):
-        raise TypeError(f"current must be a tensor, got {type(current).__name__}")
+        raise not_a_tensor("current", current)
     if current.dtype not in DTYPES:
-        raise TypeError(f"current must be float32, float64, float16 or bfloat16, got {current.dtype}")
+        check_dtype("current", current)
     check_dense("current", current)
     check_time_dim(time_dim)
     if steps is None:
         if current.dim() <= time_dim:
             what = "[T, B, ...]" if time_dim == 0 else "[B, T, ...]"
-            raise ValueError(f"current must have the shape {what} (time_dim={time_dim}), got {list(current.shape)}")
+            raise ValueError(
+                f"current must have the shape {what} (time_dim={time_dim}), got {list(current.shape)}; a current "
+                "without time axis, [B, ...], is held by steps=T"
+            )
         if current.shape[time_dim] == 0:
             raise ValueError(f"current has 0 time steps in dimension {time_dim} of {list(current.shape)}; at least 1")
         sizes = [*current.shape[:time_dim], *current.shape[time_dim + 1 :]]
@@ -228,9 +241,9 @@ def check_call(
             check_table(what, table, current, sizes)
     if v0 is not None:
         if not isinstance(v0, Tensor):
-            raise TypeError(f"v0 must be a tensor, got {type(v0).__name__}")
+            raise not_a_tensor("v0", v0)
         if v0.dtype not in DTYPES:
-            raise TypeError(f"v0 must be float32, float64, float16 or bfloat16, got {v0.dtype}")
+            check_dtype("v0", v0)
         check_dense("v0", v0)
         if list(v0.shape) != sizes:
             raise ValueError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Never
 
 from torch import Tensor, fx
 
-from . import ops
+from . import _hints, ops
 from ._checks import flag
 from .autograd import run
 from .dynamics import given_tau, make_dynamics
@@ -39,6 +39,7 @@ def integrate_and_fire(
     time_dim: int = 0,
     steps: int | None = None,
     return_potential: bool = False,
+    **unknown: Never,
 ) -> tuple[Tensor, ...]:
     """Integrate-and-fire neurons over all time steps (the paper's equations 1 and 2; backward: 8 and 9).
 
@@ -78,6 +79,8 @@ def integrate_and_fire(
         NotImplementedError: inside torch.func transforms or forward-mode differentiation; and from backward, when a
             second derivative is asked for.
     """
+    if unknown:
+        raise _hints.refuse("integrate_and_fire", integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "integrate_and_fire",
         threshold=threshold,
@@ -109,6 +112,7 @@ def leaky_integrate_and_fire(
     time_dim: int = 0,
     steps: int | None = None,
     return_potential: bool = False,
+    **unknown: Never,
 ) -> tuple[Tensor, ...]:
     """Leaky integrate-and-fire neurons over all time steps.
 
@@ -125,6 +129,8 @@ def leaky_integrate_and_fire(
 
     The other arguments, the returned tensors and the errors are those of :func:`integrate_and_fire`.
     """
+    if unknown:
+        raise _hints.refuse("leaky_integrate_and_fire", leaky_integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "leaky_integrate_and_fire",
         threshold=threshold,
@@ -167,6 +173,7 @@ def batch_norm_integrate_and_fire(
     time_dim: int = 0,
     steps: int | None = None,
     return_potential: bool = False,
+    **unknown: Never,
 ) -> tuple[Tensor, ...]:
     """Batch normalization of the currents (the paper's section 2.6) and the neurons that integrate them, in one.
 
@@ -201,6 +208,8 @@ def batch_norm_integrate_and_fire(
         RuntimeError: a device without kernels.
         NotImplementedError: as :func:`integrate_and_fire`.
     """
+    if unknown:
+        raise _hints.refuse("batch_norm_integrate_and_fire", batch_norm_integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "batch_norm_integrate_and_fire",
         threshold=threshold,

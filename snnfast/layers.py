@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, fx, nn
 
-from . import autograd, ops
+from . import _hints, autograd, ops
+from ._axes import check_over_time, wrong_result
 from ._state_dict import WithNumbers, read_surrogate, write_surrogate
 from ._tables import LOGITS, logit_of, reset_tables, set_table, show_table, start_of, write_table
 from ._tracing import Layer, as_leaf, refuse_to_record
@@ -78,6 +79,9 @@ class _Neuron(WithNumbers, Layer):
                 raise AttributeError(f"{name} is fixed when the layer is made")
             elif name == "training":
                 flag(name, value)
+            elif name in _hints.NAMES and type(self).__module__.startswith("snnfast."):
+                # It would change nothing. Subclasses elsewhere may have options of these names.
+                raise _hints.refuse(type(self).__name__, type(self), {name: value})
         super().__setattr__(name, value)
 
     def _checked(self, name: str, value: Any) -> Any:
@@ -220,8 +224,9 @@ class _Neuron(WithNumbers, Layer):
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
         for name, default in _OPTION_DEFAULTS.items():
-            if name != "reset" and getattr(self, name) != default:
-                shown.append(f"{name}={getattr(self, name)!r}")
+            value = getattr(self, name)
+            if name != "reset" and value != default:
+                shown.append(f"{name}={float(value) if name == 'reset_value' else value!r}")
         if self.time_dim:
             shown.append(f"time_dim={self.time_dim}")
         if self.carry_state:
@@ -281,7 +286,10 @@ class IF(_Neuron):
         learn_threshold: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("IF", IF, unknown)
         super().__init__(
             threshold, None, False, learn_threshold, time_dim, carry_state, device, dtype, reset=reset,
             reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal,
@@ -322,7 +330,10 @@ class LIF(_Neuron):
         learn_threshold: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise _hints.refuse("LIF", LIF, unknown)
         super().__init__(
             threshold, given_tau(tau), decay_input, learn_threshold, time_dim, carry_state, device, dtype,
             reset=reset, reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset,
@@ -373,7 +384,7 @@ class LIF(_Neuron):
             shown, learned = self.tau, ", learn_tau=True"
             tau = f"{list(shown.shape)} learned"
             if shown.numel() == 1 and type(shown) is Tensor and not shown.is_meta:
-                tau = f"{shown.item():.4g}"
+                tau = show_table(shown.detach().reshape(()))
         else:
             tau, learned = show_table(self.tau), ""
         return f"tau={tau}, decay_input={self.decay_input}, {super().extra_repr()}{learned}"
@@ -407,10 +418,15 @@ class Readout(Layer):
         if isinstance(over_time, fx.Proxy):
             return as_leaf(self, over_time)
         if not isinstance(over_time, Tensor):
-            raise TypeError(f"Readout needs a tensor, got {type(over_time).__name__}")
+            raise TypeError(
+                f"Readout needs a tensor [T, B, ...], got {type(over_time).__name__}{_hints.to_tensor('x', over_time)}"
+            )
         check_dense("Readout's input", over_time)
         if over_time.dim() <= self.time_dim:
-            raise ValueError(f"Readout needs a time dimension {self.time_dim}, got shape {list(over_time.shape)}")
+            axes = "[T, B, ...]" if self.time_dim == 0 else "[B, T, ...]"
+            raise ValueError(
+                f"Readout needs {axes}, with a time dimension {self.time_dim}, got shape {list(over_time.shape)}"
+            )
         return over_time.sum(self.time_dim) if self.mode == "sum" else over_time.mean(self.time_dim)
 
     def extra_repr(self) -> str:
@@ -427,8 +443,11 @@ class OverTime(Layer):
         module: any module of one tensor.
 
     Raises:
-        TypeError: the module is not an nn.Module, or the input not a tensor.
-        ValueError: the input has fewer than two dimensions.
+        TypeError: the module is not an nn.Module, or the input or the result not a tensor, or the input not of numbers
+            that the first layer takes.
+        ValueError: the input has fewer than two dimensions, or others than the module's first layer (a convolution, a
+            batch or instance norm, nn.Linear) takes with time and batch in front; or the result has not one entry for
+            each step of each sample.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -443,9 +462,9 @@ class OverTime(Layer):
     def forward(self, over_time: Tensor) -> Tensor:
         if isinstance(over_time, fx.Proxy):
             return as_leaf(self, over_time)
-        if not isinstance(over_time, Tensor):
-            raise TypeError(f"OverTime needs a tensor [T, B, ...], got {type(over_time).__name__}")
-        check_dense("OverTime's input", over_time)
-        if over_time.dim() < 2:
-            raise ValueError(f"OverTime needs [T, B, ...], got shape {list(over_time.shape)}")
-        return self.module(over_time.flatten(0, 1)).unflatten(0, over_time.shape[:2])
+        check_over_time(self.module, over_time)
+        merged = over_time.flatten(0, 1)
+        result = self.module(merged)
+        if not isinstance(result, Tensor) or result.shape[:1] != merged.shape[:1]:
+            raise wrong_result(self.module, merged, result)
+        return result.unflatten(0, over_time.shape[:2])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import dense, integer, number, word
+from .dynamics import not_a_tensor
 
 __all__ = [
     "SpikeCountLoss",
@@ -153,7 +154,7 @@ class SpikeCountLoss(nn.Module):
 def _check(spikes: Tensor, potential: Tensor, target: Tensor, *, over_time: bool) -> None:
     for name, tensor in (("spikes", spikes), ("potential", potential), ("target", target)):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            raise not_a_tensor(name, tensor)
         dense(name, tensor)
     if not potential.is_floating_point():
         raise TypeError(f"potential must be floating, got {potential.dtype}")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from . import reference
+from ._hints import to_tensor
+from ._text import readable, table
 from .batch_norm import _BatchNormNeuron
 from .layers import IF, LIF, _Neuron
 from .packing import pack_spikes
@@ -29,7 +31,7 @@ class LayerMemory:
         kept: bytes kept for backward.
         packed: the same inside :class:`snnfast.pack_spikes`; less than kept where spikes are kept.
         naive: of a neuron layer, what the plain loop over time steps (:mod:`snnfast.reference`) would keep for the same
-            calls; None for other layers.
+            calls; None for other layers, of which the loop would keep the same.
     """
 
     name: str
@@ -59,32 +61,17 @@ class MemoryReport:
     parameter_bytes: int
 
     def __str__(self) -> str:
-        heads = ("kept for backward by", "", "plain loop", "snnfast", "pack_spikes")
-        table = [
-            (row.name, row.kind, "" if row.naive is None else readable(row.naive), readable(row.kept),
+        rows = [
+            (row.name, row.kind, readable(row.kept if row.naive is None else row.naive), readable(row.kept),
              readable(row.packed))
             for row in self.rows
         ]  # fmt: skip
-        table.append(("total", "", readable(self.naive), readable(self.kept), readable(self.packed)))
-        widths = [max(map(len, column)) for column in zip(heads, *table, strict=True)]
-
-        def line(cells: tuple[str, ...]) -> str:
-            words = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-            return "  ".join(words).rstrip()
-
-        rule = "-" * len(line(heads))
-        return "\n".join(
-            [line(heads), rule, *map(line, table[:-1]), rule, line(table[-1]),
-             f"and {readable(self.parameter_bytes)} of parameters and buffers, which live anyway"]
-        )  # fmt: skip
-
-
-def readable(size: int) -> str:
-    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        del units[0]
-    return f"{size} B" if units[0] == "B" else f"{value:.{1 if value >= 100 else 2}f} {units[0]}"
+        heads = ("kept for backward by", "", "plain loop", "snnfast", "pack_spikes")
+        total = ("total", "", readable(self.naive), readable(self.kept), readable(self.packed))
+        head, *lines = table([heads, *rows, total], left=2)
+        rule = "-" * len(head)
+        apart = f"and {readable(self.parameter_bytes)} of parameters and buffers, which live anyway"
+        return "\n".join([head, rule, *lines[:-1], rule, lines[-1], apart])
 
 
 class _Whole(pack_spikes):
@@ -160,8 +147,14 @@ def _calls_of(layers: list[_Neuron]) -> Iterator[dict[_Neuron, list[_Call]]]:
         yield calls
 
 
+def gpus_of(model: nn.Module, args: tuple[Any, ...]) -> list[int]:
+    """The GPUs that a model and its arguments are on, whose random states a run may change."""
+    tensors = (*model.parameters(), *model.buffers(), *(a for a in args if isinstance(a, Tensor)))
+    return sorted({t.get_device() for t in tensors if t.is_cuda})
+
+
 @contextmanager
-def _untouched(model: nn.Module, devices: list[int]) -> Iterator[None]:
+def untouched(model: nn.Module, devices: list[int]) -> Iterator[None]:
     """Gives the model copies of its buffers to write to, and puts everything back: it is not written to at all."""
     modules = list(model.modules())
     buffers = [dict(module._buffers) for module in modules]
@@ -182,12 +175,13 @@ def _untouched(model: nn.Module, devices: list[int]) -> Iterator[None]:
                 neuron._state = state
 
 
-def _check(model: object, sample: object) -> None:
+def check_model_and_sample(model: object, sample: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(sample, Tensor | tuple):
         raise TypeError(
             f"sample must be a tensor, or a tuple of the model's arguments, got {type(sample).__name__}"
+            f"{to_tensor('sample', sample)}"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, UninitializedTensorMixin):
@@ -220,19 +214,18 @@ def memory_report(model: nn.Module, sample: Tensor | tuple[Any, ...]) -> MemoryR
         TypeError: model or sample of another type.
         ValueError: a lazy module that was not run yet.
     """
-    _check(model, sample)
+    check_model_and_sample(model, sample)
     model = getattr(model, "_orig_mod", model)
     args = sample if isinstance(sample, tuple) else (sample,)
-    tensors = (*model.parameters(), *model.buffers(), *(a for a in args if isinstance(a, Tensor)))
-    devices = sorted({t.get_device() for t in tensors if t.is_cuda})
+    devices = gpus_of(model, args)
     neurons = [module for module in model.modules() if isinstance(module, IF | LIF)]
     whole, packed = _Whole(model), pack_spikes(model)
     with torch.inference_mode(False), torch.enable_grad():
         # What was made in inference mode cannot be saved for backward.
         args = tuple(a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in args)
-        with _untouched(model, devices), _calls_of(neurons) as calls, whole:
+        with untouched(model, devices), _calls_of(neurons) as calls, whole:
             model(*args)
-        with _untouched(model, devices), packed:
+        with untouched(model, devices), packed:
             model(*args)
         naive = {layer: sum(_naive_bytes(layer, call) for call in calls[layer]) for layer in neurons}
 

@@ -21,7 +21,7 @@ from ._checks import number
 from ._dispatch import complete, define, gradient_of, library, op
 from ._tracing import recording, refuse_to_record, unrecorded
 from .autograd import announce, begin, for_backward, of_asked_for, once_differentiable
-from .dynamics import DTYPES, Dynamics, check_dense, state_dtype
+from .dynamics import DTYPES, Dynamics, check_dense, check_dtype, not_a_tensor, state_dtype
 from .normalization_ops import (
     batch_norm_tables_op,
     channels_of,
@@ -227,19 +227,16 @@ def check_normalized_call(
         TypeError, ValueError: naming the argument, what came and what is allowed.
     """
     held = steps is not None
-    if current.dim() < (2 if held else 3):
-        what = "[B, C, ...]" if held else "[T, B, C, ...]" if time_dim == 0 else "[B, T, C, ...]"
-        raise ValueError(f"current must have a channel dimension, {what}, to be normalized; got {list(current.shape)}")
+    if current.dim() < (2 if held else 3) or (channels is not None and channels_of(current, held) != channels):
+        raise wrong_channels(current, held, time_dim, channels)
     found = channels_of(current, held)
-    if channels is not None and found != channels:
-        raise ValueError(f"current must have {channels} channels (num_features), got {found} in {list(current.shape)}")
     for name, value in per_channel.items():
         if value is None:
             continue
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+            raise not_a_tensor(name, value)
         if value.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
+            check_dtype(name, value)
         check_dense(name, value)
         if value.shape != (found,):
             raise ValueError(f"{name} must have the shape [{found}], one value per channel, got {list(value.shape)}")
@@ -249,10 +246,27 @@ def check_normalized_call(
         check_residual(residual, current, steps, time_dim)
 
 
+def wrong_channels(current: Tensor, held: bool, time_dim: int, channels: int | None) -> ValueError:
+    """What to say of a current whose channels are not where a normalization looks for them."""
+    shape = list(current.shape)
+    axes = "[B, C, ...]" if held else "[T, B, C, ...]" if time_dim == 0 else "[B, T, C, ...]"
+    short = len(shape) < (2 if held else 3)
+    what = "a channel dimension" if short else f"{channels} channels (num_features)"
+    got = shape if short else f"{channels_of(current, held)} in {shape}"
+    meant = ""
+    if not held and ((short and len(shape) == 2) or (channels is not None and shape[1:2] == [channels])):
+        meant = "; [B, C, ...] without time axis is held by steps=T, as in layer(current, steps=10)"
+    elif held and shape[2:3] == [channels]:
+        meant = "; steps=T is for a current without time axis: leave it out for [T, B, C, ...]"
+    elif shape[-1] == channels:
+        meant = f"; the channels seem to be the last dimension: current.movedim(-1, {1 if held else 2})"
+    return ValueError(f"current must have {what}, as {axes}, to be normalized; got {got}{meant}")
+
+
 def check_residual(residual: Tensor, current: Tensor, steps: int | None, time_dim: int) -> None:
     """A residual has the output's shape, or the current's where that is held; its dtype and device."""
     if not isinstance(residual, Tensor):
-        raise TypeError(f"residual must be a tensor, got {type(residual).__name__}")
+        raise not_a_tensor("residual", residual)
     check_dense("residual", residual)
     if residual.dtype != current.dtype:
         raise TypeError(f"residual must have the current's dtype, {current.dtype}, got {residual.dtype}")

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._text import readable, table
 from .ops import DTYPE_CODES
 from .packing_ops import is_dense, pack_bits, unpack_bits
 
@@ -358,6 +359,25 @@ class pack_spikes:
         hooks, self._hooks = self._hooks, None
         self._names, self._around = {}, ()
         hooks.__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        saved = readable(self.unpacked_bytes - self.packed_bytes)
+        return f"<{type(self).__name__}: {readable(self.kept_bytes)} kept for backward, {saved} less than unpacked>"
+
+    def __str__(self) -> str:
+        """What is kept, what packing saved, and each layer's share."""
+        apart = f"{readable(self.parameter_bytes)} of parameters and buffers, which live anyway"
+        saved = readable(self.unpacked_bytes - self.packed_bytes)
+        tensors = f"{self.packed_tensors} spike tensor{'' if self.packed_tensors == 1 else 's'}"
+        packed = f"{readable(self.unpacked_bytes)} to {readable(self.packed_bytes)}"
+        layers = table([(name, readable(size)) for name, size in self.by_layer.items()], left=1)
+        return "\n".join(
+            [
+                f"kept for backward: {readable(self.kept_bytes)}, and {apart}",
+                f"saved: {saved}, by packing {tensors} from {packed}",
+                *(f"  {line}" for line in layers),
+            ]
+        )
 
     def _pack(self, tensor: Tensor) -> _SavedBits | _SavedWhole:
         if tensor.layout is not torch.strided or (type(tensor) is not Tensor and not isinstance(tensor, nn.Parameter)):

@@ -8,11 +8,13 @@ derivative.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Never
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from . import _hints
 from ._checks import flag
 from .dynamics import Dynamics, check_call, given_tau, make_dynamics, state_dtype
 from .surrogate import Surrogate
@@ -197,8 +199,11 @@ def integrate_and_fire(
     time_dim: int = 0,
     steps: int | None = None,
     return_potential: bool = False,
+    **unknown: Never,
 ) -> tuple[Tensor, ...]:
     """:func:`snnfast.functional.integrate_and_fire` as a loop; also takes a callable surrogate."""
+    if unknown:
+        raise _hints.refuse("integrate_and_fire", integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "reference",
         threshold=threshold,
@@ -231,8 +236,11 @@ def leaky_integrate_and_fire(
     time_dim: int = 0,
     steps: int | None = None,
     return_potential: bool = False,
+    **unknown: Never,
 ) -> tuple[Tensor, ...]:
     """:func:`snnfast.functional.leaky_integrate_and_fire` as a loop; also takes a callable surrogate."""
+    if unknown:
+        raise _hints.refuse("leaky_integrate_and_fire", leaky_integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "reference",
         threshold=threshold,

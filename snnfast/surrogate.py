@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from . import _hints
 from ._checks import number
 
 __all__ = [
@@ -163,3 +164,9 @@ SHAPES: dict[str, type[Surrogate]] = {
     for shape in (FastSigmoid, Triangle, Exponential, Rectangle, Arctangent, Sigmoid, Gaussian)
 }
 """What the compiled kernels know. A subclass of one of these is another shape, which they do not know."""
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(
+        f"module {__name__!r} has no shape {name!r}{_hints.shape_of(name) or _hints.nearest(name, SHAPES)}"
+    )

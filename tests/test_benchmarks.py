@@ -310,3 +310,65 @@ def test_the_twin_of_a_training_step_has_the_same_weights_and_no_time() -> None:
     twin = training.side_of("ann-twin", ours, torch.device("cpu"))
     assert not twin.activation.spiking
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), twin.parameters(), strict=True))
+
+
+def disturbed_case(cores: float, seconds: float = 1.0) -> dict:
+    """A measured case: ours takes 1 to 2 times ``seconds``, the loop 6 to 9 times."""
+    def side(title: str, lower: float, median: float, upper: float) -> dict:
+        time = dict(zip(("lower", "median", "upper"), (lower, median, upper), strict=True))
+        return {"title": title, "note": "", "time": {name: seconds * value for name, value in time.items()}}
+
+    sides = {"snnfast": side("snnfast", 1.0, 1.5, 2.0), "naive": side("loop", 6.0, 7.5, 9.0) | {"agrees": True},
+             "relu": side("relu", 1.0, 1.5, 2.0)}
+    return case().describe() | {"sides": sides, "cores_used_by_others": cores}
+
+
+def test_a_ratio_taken_beside_a_neighbour_is_told_with_its_doubt():
+    busy, calm = disturbed_case(1.5), disturbed_case(0.0)
+    assert report.against(disturbed_case(1.5, 30.0), "naive") == "3-9x?"
+    wide = disturbed_case(1.5)
+    wide["sides"]["naive"]["time"] |= {"lower": 0.05, "upper": 130.0}
+    assert report.against(wide, "naive") == "0.025-130x?"
+    assert report.against(busy, "naive") == "3-9x?" and report.against(calm, "naive") == "5.00x"
+    assert "3-9x? by the naive loop" in report.progress(busy) and "others used 1.5 cores" in report.progress(busy)
+    assert "others used" not in report.progress(calm)
+    wrong = disturbed_case(1.5)
+    wrong["sides"]["naive"]["agrees"] = False
+    assert report.against(wrong, "naive") == "differs"
+
+
+@pytest.mark.parametrize(
+    ("cores", "again", "measured", "kept"),
+    [
+        ([0.0, 9.0], 60.0, 1, 0.0),  # calm: once
+        ([1.5, 0.0, 9.0], 60.0, 2, 0.0),  # until it is calm
+        ([1.5, 0.7, 1.9, 1.1, 0.0], 60.0, 4, 0.7),  # or often enough, and the calmest counts
+        ([1.5, 0.0], 0.0, 1, 1.5),  # as long as there is time
+    ],
+)
+def test_a_disturbed_case_is_measured_again_within_a_bound(monkeypatch, cores, again, measured, kept):
+    left = iter(cores)
+    calls = []
+
+    def fake(workload, device, *, seconds):
+        calls.append(seconds)
+        return disturbed_case(next(left))
+
+    monkeypatch.setattr(run, "measure", fake)
+    found, used = run._measure_calmly(case(), CPU, 0.25, again)
+    assert calls == [0.25] * measured and found["cores_used_by_others"] == kept
+    assert 0.0 <= used < 1.0
+
+
+def test_measuring_again_takes_no_more_than_the_suite_has_left(monkeypatch):
+    monkeypatch.setattr(run, "measure", lambda workload, device, *, seconds: disturbed_case(2.0))
+    monkeypatch.setitem(run.AGAIN_SECONDS, "quick", 5.0)
+    given = []
+
+    def calmly(workload, device, seconds, again):
+        given.append(again)
+        return disturbed_case(2.0), 2.0
+
+    monkeypatch.setattr(run, "_measure_calmly", calmly)
+    found = run._measure_here([case(name=name) for name in "abc"], CPU.type, "quick", with_memory=False)
+    assert given == [5.0, 3.0, 1.0] and len(found["cases"]) == 3

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from configurations import error
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast as sf
@@ -212,3 +213,31 @@ def test_the_state_is_in_no_checkpoint():
     fresh = sf.IF(0.7, carry_state=True)
     fresh.load_state_dict(layer.state_dict())
     assert fresh.state is None
+
+
+def test_a_whole_model_is_reset_and_detached_at_once_fused_compiled_or_wrapped():
+    model = nn.Sequential(
+        sf.OverTime(nn.Conv2d(2, 3, 3, padding=1)), sf.OverTime(nn.BatchNorm2d(3)), sf.IF(0.3, carry_state=True),
+        nn.Sequential(sf.LIF(carry_state=True), sf.IF()),
+    )  # fmt: skip
+    sf.fuse(model)
+    x = currents(5, 4, 2, 6, 6)
+    for whole in (model, torch.compile(model, backend="eager"), nn.ModuleList([model])):
+        first = model(x)
+        carried = [module for module in model.modules() if getattr(module, "state", None) is not None]
+        values = [module.state.clone() for module in carried]
+        assert all(module.state.requires_grad for module in carried)
+        assert sf.detach_state(whole) == 2
+        assert not any(module.state.requires_grad for module in carried)
+        assert all(torch.equal(module.state, value) for module, value in zip(carried, values, strict=True))
+        assert sf.reset_state(whole) == 2
+        assert all(module.state is None for module in carried)
+        assert torch.equal(model(x), first)
+        sf.reset_state(whole)
+    assert sf.reset_state(sf.IF(carry_state=True)) == 1 and sf.reset_state(sf.IF()) == sf.detach_state(nn.ReLU()) == 0
+
+
+@pytest.mark.parametrize("function", [sf.reset_state, sf.detach_state])
+def test_what_is_no_model_is_refused(function):
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
+        function([sf.IF(carry_state=True)])

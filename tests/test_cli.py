@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ import pytest
 import torch
 
 import snnfast
-from snnfast import benchmarks, training
+from snnfast import benchmarks, cli, training
+from snnfast.benchmarks import run
 from snnfast.cli import main
-from snnfast.training import layer_timing
+from snnfast.data import data_sets
+from snnfast.training import TrainOptions, layer_timing
 
 QUICK = ["--epochs", "1", "--batch-size", "240", "--steps", "4", "--device", "cpu", "--threads", "1"]
 
@@ -345,3 +349,30 @@ def test_info_prints_versions_and_all_of_build_info(capsys: pytest.CaptureFixtur
 def test_help_and_version_are_shown(arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     assert shown in capsys.readouterr().out
+
+
+def options_with_values() -> dict[str, argparse.Action]:
+    """Every option of every command that takes a value, and what turns something on that may be on without."""
+    (commands,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    parsers = {**commands.choices, "bench": run._parser()}
+    return {
+        f"{command} {action.option_strings[0]}": action
+        for command, parser in parsers.items()
+        for action in parser._actions
+        if action.option_strings and action.nargs != 0 and action.help != argparse.SUPPRESS
+    }
+
+
+@pytest.mark.parametrize("option", options_with_values())
+def test_help_says_what_an_option_is_where_it_is_not_given(option):
+    assert "(default: " in options_with_values()[option].help
+
+
+@pytest.mark.parametrize("name", ["model", "epochs", "batch_size", "lr", "gamma", "augment"])
+def test_the_defaults_in_trains_help_are_those_it_trains_with(name):
+    said = options_with_values()[f"train --{name.replace('_', '-')}"].help.rpartition("(default: ")[2].rstrip(")")
+    for data in data_sets():
+        value = getattr(TrainOptions.for_data(data), name)
+        mine = [part for part in said.split("; ") if data in re.split(r"[ ,]+", part.rpartition(" for ")[2])]
+        assert len(mine) == 1, said
+        assert mine[0].startswith("that of the shape for " if value is None else f"{value} for ")

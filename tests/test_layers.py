@@ -71,6 +71,19 @@ def test_repr_shows_the_dynamics():
     assert "tau=[3]" in repr(sf.LIF(torch.full((3,), 2.0), learn_tau=True).to("meta"))
 
 
+@pytest.mark.parametrize("number", [20, 20.0, 2, 2.5, 1.25])
+def test_a_number_prints_alike_however_it_was_given(number):
+    shown = f"={float(number)}"
+    assigned = sf.LIF()
+    assigned.tau = assigned.threshold = assigned.reset_value = number
+    for layer in (sf.LIF(number, number, reset_value=number), assigned):
+        assert all(name + shown + "," in repr(layer) + "," for name in ("tau", "threshold")), repr(layer)
+        assert f"reset_value{shown})" in repr(layer)
+    learned = repr(sf.LIF(number, number, learn_tau=True, learn_threshold=True))
+    assert f"tau{shown}, " in learned and f"threshold{shown}, " in learned
+    assert f"threshold{shown}, " in repr(sf.IF(torch.tensor(float(number))))
+
+
 # Parameters
 
 

@@ -233,6 +233,18 @@ def test_the_table_names_every_layer_and_the_totals():
     assert "MiB" in str(MemoryReport((LayerMemory("a", "Linear", 3 << 20, 1 << 20, None),), 3 << 20, 5, 7, 9))
 
 
+def test_the_columns_of_the_table_add_up():
+    # Sizes below 1 KiB are printed in full.
+    model = nn.Sequential(sf.OverTime(nn.Conv2d(1, 2, 1)), sf.IF(0.3), sf.OverTime(nn.Conv2d(2, 2, 1)), sf.IF(0.3))
+    lines = str(sf.memory_report(model, torch.rand(2, 1, 1, 3, 3))).splitlines()
+    rules = [at for at, line in enumerate(lines) if line.startswith("---")]
+    rows = [line.split()[2:] for line in lines[rules[0] + 1 : rules[1]]]
+    total = lines[rules[1] + 1].split()[1:]
+    assert len(rows) >= 4 and all(row[1::2] == ["B"] * 3 for row in [*rows, total])
+    for column in (0, 2, 4):
+        assert sum(int(row[column]) for row in rows) == int(total[column])
+
+
 def test_a_report_cannot_be_changed_and_can_be_stored():
     report = sf.memory_report(network(), images())
     with pytest.raises(dataclasses.FrozenInstanceError):

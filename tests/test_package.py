@@ -82,6 +82,13 @@ def test_import_does_not_load_what_only_commands_need():
     assert not {"sklearn", "scipy", "tqdm", "matplotlib", "snnfast.data", "snnfast.benchmarks"} & set(loaded)
 
 
+def test_completion_shows_what_there_is_to_use_and_nothing_else():
+    shown = set(in_fresh_python("import snnfast; print(*dir(snnfast))").split())
+    rooms = {"benchmarks", "convert", "data", "losses", "models", "training", "tuning"}
+    assert rooms | set(snnfast.__all__) == {name for name in shown if not name.startswith("_") or name == "__version__"}
+    assert {"__doc__", "__file__", "__path__"} <= shown
+
+
 def test_the_core_links_neither_torch_nor_cuda_nor_openmp():
     """So that no upgrade of torch breaks it, and it loads without a driver."""
     readelf = shutil.which("readelf")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import conv2d, max_pool2d
 
 import snnfast as sf
+from snnfast._text import readable
 from snnfast.packing_ops import pack_bits, unpack_bits
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -361,3 +362,17 @@ def test_the_resident_memory_of_six_blocks_is_what_is_said_to_be_kept():
     assert abs(resident - kept) < 0.05 * kept
     saved = found["whole"][0] - resident
     assert abs(saved - 6 * (4 * n - n // 8)) < 0.1 * 6 * 4 * n
+
+
+def test_what_was_packed_prints_in_units_and_layer_by_layer():
+    model = nn.Sequential(sf.IF(0.1), sf.OverTime(nn.Conv2d(C, C, 3)), sf.IF(0.1))
+    with sf.pack_spikes(model) as packed:
+        model(currents()).sum().backward()
+    text = str(packed)
+    assert f"kept for backward: {readable(packed.kept_bytes)}" in text
+    assert f"saved: {readable(packed.unpacked_bytes - packed.packed_bytes)}, by packing 1 spike tensor" in text
+    for name, size in packed.by_layer.items():
+        (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
+        assert line.endswith(readable(size)) and isinstance(size, int)
+    assert repr(packed).startswith("<pack_spikes: ") and readable(packed.kept_bytes) in repr(packed)
+    assert "0 spike tensors" in str(sf.pack_spikes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 
@@ -141,3 +142,29 @@ def test_our_if_is_snntorchs_without_leak(snntorch, reset):
         return torch.stack(spikes)
 
     compare(sf.IF(1.0, reset=reset, surrogate=FastSigmoid(gamma=25.0, beta=1.0), detach_reset=True), loop)
+
+
+# What is refused names ours (tests/test_first_mistakes.py has the messages).
+
+
+@pytest.mark.parametrize(("name", "ours"), SPIKINGJELLY, ids=[name for name, _ in SPIKINGJELLY])
+def test_a_refused_surrogate_of_spikingjelly_is_told_the_numbers_that_are_the_same_here(name, ours):
+    given = type(name, (), {"alpha": ALPHA, "__call__": lambda self, d: d})()
+    with pytest.raises(TypeError) as refused:
+        sf.IF(surrogate=given)
+    assert f"{type(ours).__name__}(gamma={ours.gamma:.6g}, beta={ours.beta:.6g})" in str(refused.value)
+
+
+def foreign(layer: type) -> set[str]:
+    """The options of another library's layer that none of ours has."""
+    here = inspect.signature(sf.LIF).parameters
+    return {name for name in inspect.signature(layer.__init__).parameters if name not in here} - {"self"}
+
+
+def test_every_option_of_spikingjellys_and_snntorchs_neurons_is_known_to_the_refusal(spikingjelly, snntorch):
+    options = foreign(spikingjelly.neuron.IFNode) | foreign(spikingjelly.neuron.LIFNode) | foreign(snntorch.Leaky)
+    assert len(options) >= 12
+    for option in options:
+        for layer in (sf.IF, sf.LIF):
+            with pytest.raises(TypeError, match=rf"has no argument '{option}'; {option}[ =].* here"):
+                layer(**{option: 0.5})

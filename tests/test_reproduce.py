@@ -6,7 +6,10 @@ import csv
 import json
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +185,37 @@ def test_without_matplotlib_there_are_numbers_and_a_remark(
     assert {file.name for file in (tmp_path / "fig3").iterdir()} == {"numbers.csv", "result.json"}
 
 
+def test_without_matplotlib_it_is_said_before_anything_is_measured(
+    fake: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    fake(fig3=lambda context: said.append(capsys.readouterr().out) or outcome())
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert command("fig3", tmp_path) == 0
+    assert said[0].startswith(f"fig3 at scale small on cpu, into {tmp_path}\n")
+    assert "matplotlib is not installed (pip install matplotlib)" in said[0]
+    assert "== fig3: Title of fig3" in said[0]
+
+
+def test_a_run_that_says_nothing_for_a_while_is_said_to_go_on(
+    fake: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce, "SAID_EVERY", 0.05)
+    threads = threading.active_count()
+
+    def silent(context: Context) -> Outcome:
+        deadline, said = time.monotonic() + 30, ""
+        while "  … 0 s" not in said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said += capsys.readouterr().out
+        assert "  … 0 s" in said
+        return outcome()
+
+    fake(fig3=silent)
+    assert command("fig3", tmp_path) == 0
+    assert threading.active_count() == threads
+
+
 WRONG = {
     "fig33": f"unknown table or figure 'fig33'; known: {', '.join(reproduce.NAMES)}, all",
     "": "the following arguments are required: NAME",
@@ -301,6 +335,62 @@ def test_sharpness_is_balanced_or_left_and_said() -> None:
     left = workbench.sharpen(flat, data, (2, 32))
     assert (left.gamma, left.balanced) == (10.0, False)
     assert "not balanced" in str(left)
+
+
+def test_the_page_says_what_is_known_of_a_run_and_no_more(tmp_path: Path) -> None:
+    """What ran outside of a source tree has no commit; results of before had their versions one level up."""
+    folder = OutputFolder(tmp_path / "fig3")
+    experiment = experiments()("fig3")
+    described = {"device_name": "a CPU", "threads": 2, "versions": {"torch": "2.13.0", "snnfast": "0.1.0"}}
+    before = {"cpu": "a CPU", "threads": 2, "torch": "2.13.0", "snnfast": "0.1.0"}
+    for environment in ({**described, "commit": None}, before, {**before, "commit": "abc"}):
+        about = {"scale": "small", "seconds": 3.0, "command": "", "environment": environment}
+        files.write(folder, experiment, Outcome([], [], []), about)
+        said = Page(page.index(tmp_path, ("fig3",))).text
+        commit = environment.get("commit") or "unknown: not run from a source tree"
+        assert f"scale small, 3 s, a CPU, CPU threads 2, torch 2.13.0, snnfast 0.1.0, commit {commit}." in said
+    files.write(folder, experiment, Outcome([], [], []), {"scale": "small", "seconds": 3.0, "environment": {}})
+    assert "None" not in Page(page.index(tmp_path, ("fig3",))).text
+
+
+def test_tables_are_below_the_plot_with_the_width_of_the_page_and_scroll_where_that_is_too_little(
+    fake: Callable[..., None], tmp_path: Path
+) -> None:
+    fake()
+    assert command("fig3", tmp_path) == 0
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    side, _, below = text.partition("</div></div>")
+    assert '<ul class="verdicts">' in side and "<table>" not in side
+    assert '<div class="scroll"><table>' in below
+    assert re.search(r"\.scroll \{ overflow-x: auto; \}", text)
+
+
+def test_the_committed_page_is_that_of_the_committed_results_and_excepts_what_they_except() -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "paper" / "results"
+    if not results.is_dir():
+        pytest.skip("the results are in the source tree, which is not here")
+    text = (results / "index.html").read_text(encoding="utf-8")
+    assert text == page.index(results, reproduce.NAMES)
+    assert "None" not in Page(text).text
+    notes = {name: " ".join(files.read(results / name)["notes"]) for name in reproduce.NAMES}
+    assert [name for name, said in notes.items() if "were added" in said] == ["table2", "table3"]
+    for said in (Page(text).text, (results.parents[2] / "README.md").read_text(encoding="utf-8")):
+        fixed = " ".join(said.split()).partition("fixed before anything was measured")[2]
+        assert fixed.startswith(", but for those that ")
+
+
+def test_training_says_how_far_it_is_within_a_long_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    context = replace(CONTEXT, say=said.append)
+    for every, lines in ((0.0, 8), (1e9, 2)):
+        monkeypatch.setattr(workbench, "SAID_EVERY", every)
+        said.clear()
+        model, data = small_network()
+        workbench.train_model(model, data, context, epochs=2, batch_size=16, lr=1e-3)
+        assert len(said) == lines
+        assert ["step 3/4" in line for line in said].count(True) == (2 if every == 0 else 0)
+    workbench.sharpen(model, data, (2, 32), said.append)
+    assert said[-1] == "  balancing γ on 2 batches of 32"
 
 
 def test_a_loss_curve_is_a_running_mean() -> None:

@@ -87,7 +87,7 @@ def measure(settings: Settings, context: Context) -> Measured:
     """Trains the network and its twin, converts the twin, and evaluates all three."""
     data = images_of(settings, context)
     model = network(settings.model, data, context, steps=settings.steps, **settings.options)
-    sharpness = sharpen(model, data, settings.tuning)
+    sharpness = sharpen(model, data, settings.tuning, context.say)
     context.say(f"  {settings.model}, γ = {sharpness}")
     train_model(model, data, context, steps=settings.steps, **settings.training)
     counts = sorted({*settings.trained_counts, settings.steps, settings.evaluated})

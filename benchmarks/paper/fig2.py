@@ -51,7 +51,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
     """Trains a network and records what its last layer receives at each step."""
     data = images_of(settings, context)
     model = network(settings.model, data, context, steps=settings.steps, **settings.options)
-    sharpen(model, data, settings.tuning)
+    sharpen(model, data, settings.tuning, context.say)
     trainer = train_model(model, data, context, steps=settings.steps, **settings.training)
     accuracy = trainer.evaluate(data.test).accuracy
     model.eval()

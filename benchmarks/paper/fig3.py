@@ -37,9 +37,11 @@ def measure(settings: Settings, context: Context) -> Outcome:
     batches = list(data.train.batches(batch_size))
     seen, fresh = batches[:count], batches[count:]
     profiles: dict[str, GradientProfile] = {}
+    context.say(f"  gradients of {settings.model} on {count} batches of {batch_size}")
     for gamma in (1.0, 10.0, 100.0):
         profiles[f"{gamma:g}"] = _profile(model, gamma, fresh)
         context.say(f"  γ = {gamma:g}: first half over the rest {profiles[f'{gamma:g}'].ratio:.3g}")
+    context.say(f"  balancing γ on {count} batches of {batch_size}, in at most {MOST} evaluations")
     # The default sharpness is where the search begins, whatever was measured before.
     search = tune_gamma(model, seen, max_evaluations=MOST)
     profiles["tuned"] = gradient_profile(model, fresh)

@@ -72,7 +72,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
                 f"Without batch normalization: thresholds from {min(thresholds.values()):.3g} to "
                 f"{max(thresholds.values()):.3g}, the largest currents over {len(batches.part)} images."
             )
-        sharpness = sharpen(model, data, settings.tuning)
+        sharpness = sharpen(model, data, settings.tuning, context.say)
         notes.append(f"γ {words}: {sharpness}.")
         context.say(f"  {words}, γ = {sharpness}")
         training[kind], validation[kind] = _curves(model, data, context, settings)

@@ -87,7 +87,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
                     gamma = 100.0
                     set_gamma(spiking_layers(model), gamma)
                 elif variant == "snn":
-                    sharpness = sharpen(model, data, settings.tuning)
+                    sharpness = sharpen(model, data, settings.tuning, context.say)
                     gamma, ratio = sharpness.gamma, sharpness.ratio
                     unbalanced += [] if sharpness.balanced else [f"{layers} layers, seed {seed}"]
                 context.say(

@@ -70,7 +70,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
     for steps in settings.trained:
         for seed in range(settings.seeds):
             model = network(settings.model, data, context, seed=seed, layers=5, steps=steps, **settings.options)
-            sharpness = sharpen(model, data, settings.tuning)
+            sharpness = sharpen(model, data, settings.tuning, context.say)
             context.say(f"  trained at {steps} steps, seed {seed}, γ = {sharpness}")
             trainer = train_model(model, data, context, steps=steps, seed=seed, **settings.training)
             networks.append([steps, seed, sharpness.gamma, sharpness.ratio, trainer.lr])

@@ -44,14 +44,23 @@ def write(folder: OutputFolder, experiment: Experiment, outcome: Outcome, about:
     return remarks
 
 
+def why_no_plots() -> str | None:
+    """What to say where plots cannot be drawn; None where they can."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return "plots skipped: matplotlib is not installed (pip install matplotlib); tables and verdicts need none"
+    return None
+
+
 def _draw(folder: OutputFolder, name: str, plots: Sequence[Plot]) -> tuple[list[Plot], list[str]]:
     if not plots:
         return [], []
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return [], ["plots skipped: matplotlib is not installed (pip install matplotlib)"]
+    if why := why_no_plots():
+        return [], [why]
+    import matplotlib
+    from matplotlib.figure import Figure
+
     for plot in plots:
         # Of equal numbers the same file, and ids that no other plot on the same page has.
         with matplotlib.rc_context({"svg.hashsalt": f"{name}/{plot.name}", "svg.fonttype": "path"}):

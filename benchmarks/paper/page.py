@@ -80,27 +80,30 @@ def _section(folder: Path, name: str, result: dict[str, Any]) -> str:
     verdicts = "".join(map(_verdict, result["verdicts"]))
     return (
         f'<section id="{escape(name)}"><h2>{escape(result["title"])}</h2>'
-        f'<p class="soft">{escape(result["place"])}</p><div class="side"><div>{plots}{tables}</div><div>'
+        f'<p class="soft">{escape(result["place"])}</p><div class="side"><div>{plots}</div><div>'
         f'<ul class="verdicts">{verdicts}</ul>'
         + (f"<ul>{notes}</ul>" if notes else "")
-        + f'<p class="soft">{_about(result)}</p></div></div></section>'
+        # Under both: beside the verdicts there is no room for all columns.
+        + f'<p class="soft">{_about(result)}</p></div></div>{tables}</section>'
     )
 
 
 def _about(result: dict[str, Any]) -> str:
     environment = result.get("environment", {})
-    versions = environment.get("versions", {})
-    threads = environment.get("threads")
+    versions = environment.get("versions", environment)  # results of before had no folder of versions
+    known = {
+        "": environment.get("device_name") or environment.get("cpu"),
+        "CPU threads": environment.get("threads"),
+        "torch": versions.get("torch"),
+        "snnfast": versions.get("snnfast"),
+    }
     facts = [
         f"scale {result.get('scale')}",
         f"{result.get('seconds', 0):.0f} s",
-        environment.get("device_name"),
-        f"{threads} CPU threads",
-        f"torch {versions.get('torch')}",
-        f"snnfast {versions.get('snnfast')}",
-        f"commit {environment.get('commit')}",
+        *(f"{what} {value}".strip() for what, value in known.items() if value),
+        f"commit {environment.get('commit') or 'unknown: not run from a source tree'}",
     ]
-    said = ", ".join(escape(str(fact)) for fact in facts if fact)
+    said = ", ".join(escape(str(fact)) for fact in facts)
     return f"{said}.<br><code>{escape(str(result.get('command', '')))}</code>"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -25,6 +27,9 @@ NAMES = ("table1", "table2", "table3", "fig2", "fig3", "fig4", "fig5", "fig6", "
 """Modules of this folder, in the paper's order; ``claims`` is last, since it reads what the others found."""
 
 ALL = "all"
+
+SAID_EVERY = 10.0
+"""Seconds after which a run that has said nothing says that it goes on."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,8 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     except (OptionError, OutputError, DataError) as error:
         print(f"snnfast reproduce: error: {error}", file=sys.stderr)
         return 2
-    context = Context(arguments.scale, arguments.data_dir, device, _say, str(out.path))
-    with reproducible(arguments.threads):
+    print(f"{arguments.name} at scale {arguments.scale} on {device}, into {out.path}", flush=True)
+    if remark := files.why_no_plots():  # now, and not after the work
+        print(remark, flush=True)
+    with _Progress() as progress, reproducible(arguments.threads):
+        context = Context(arguments.scale, arguments.data_dir, device, progress.say, str(out.path))
         return _run(experiments, context, out, _command(arguments))
 
 
@@ -83,8 +91,35 @@ def _experiment(name: str) -> Experiment:
     return importlib.import_module(f".{name}", __package__).EXPERIMENT
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+class _Progress:
+    """Prints lines of progress, and where there are none for a while, that the run goes on."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+
+    def __enter__(self) -> _Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def say(self, line: str) -> None:
+        self._last = time.monotonic()
+        print(line, flush=True)
+
+    def _go_on(self) -> None:
+        while not self._ended.wait(SAID_EVERY / 10):
+            if time.monotonic() - self._last >= SAID_EVERY:
+                try:
+                    self.say(f"  … {time.monotonic() - self._begin:.0f} s")
+                except (OSError, ValueError):  # nobody reads any more: for the run itself to find out
+                    return
 
 
 def _run(experiments: Sequence[Experiment], context: Context, out: OutputFolder, command: str) -> int:

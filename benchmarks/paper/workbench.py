@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GRID = "#dfe3e8"
+
+SAID_EVERY = 8.0
+"""Seconds within an epoch after which training says how far it is."""
 
 COLOURS = {"ann": "#3f7fd0", "snn": "#d1495b", "fixed": "#2f9e6e", "converted": "#c98a1b"}
 """One colour for each kind of network in all figures: the paper's own, where it has one."""
@@ -92,7 +96,7 @@ def train_model(
     model: nn.Module, data: ImageData, context: Context, *,
     each_step: Callable[[Trainer, StepRecord], None] = lambda trainer, record: None, **options: Any,
 ) -> Trainer:  # fmt: skip
-    """Trains ``model`` as it is on ``data`` and says a line per epoch.
+    """Trains ``model`` as it is on ``data`` and says a line per epoch, and within a long one.
 
     Args:
         model: on the context's device, its γ and thresholds set.
@@ -105,13 +109,20 @@ def train_model(
     settings = TrainOptions(data=data.name, **options)
     trainer = Trainer(data, settings, context.device, model)
 
+    said = time.monotonic()
+
     def record(step: StepRecord) -> None:
-        if step.step % trainer.batches == 0:
-            epoch = trainer.history[-trainer.batches :]
+        nonlocal said
+        of_epoch = (step.step - 1) % trainer.batches + 1
+        if of_epoch == trainer.batches or time.monotonic() - said > SAID_EVERY:
+            said = time.monotonic()
+            epoch = trainer.history[-of_epoch:]
             loss, accuracy = (sum(getattr(s, what) for s in epoch) / len(epoch) for what in ("loss", "accuracy"))
             seconds = sum(s.seconds for s in epoch)
+            part = "" if of_epoch == trainer.batches else f", step {of_epoch}/{trainer.batches}"
             context.say(
-                f"  epoch {step.epoch}/{settings.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}, {seconds:.1f} s"
+                f"  epoch {step.epoch}/{settings.epochs}{part}: loss {loss:.4f}, accuracy {accuracy:.2%}, "
+                f"{seconds:.1f} s"
             )
         each_step(trainer, step)
 
@@ -176,15 +187,19 @@ class Sharpness:
         return f"{self.gamma:.3g}" + ("" if self.balanced else f" (not balanced: ratio {self.ratio:.2g})")
 
 
-def sharpen(model: nn.Module, data: ImageData, tuning: tuple[int, int] = (8, 32)) -> Sharpness:
+def sharpen(
+    model: nn.Module, data: ImageData, tuning: tuple[int, int] = (8, 32), say: Callable[[str], None] = lambda line: None
+) -> Sharpness:
     """Tunes γ on the first training images, or leaves it as it is where no γ balances the gradients.
 
     Args:
         model: a network of spiking neurons.
         data: whose training images and labels are used.
         tuning: batches for each evaluation of the search, and their size; fewer where there are fewer images.
+        say: is told that the search begins.
     """
     batches, batch_size = tuning
+    say(f"  balancing γ on {batches} batches of {batch_size}")
     chosen = list(itertools.islice(data.train.batches(min(batch_size, len(data.train))), batches))
     try:
         search = tune_gamma(model, chosen, tolerance=TOLERANCE)

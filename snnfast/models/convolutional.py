@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, SummedLinear, check_sizes, each_step, flat_features
+from snnfast.models.network import Network, SummedLinear, check_sizes, each_step, flat_features, named_options
 
 __all__ = ["FeedForwardNet", "mnist_net", "plain_net"]
 
@@ -55,6 +55,7 @@ class FeedForwardNet(Network):
         return [(neuron, [reader]) for neuron, reader in zip(self.activations, readers, strict=True)]
 
 
+@named_options
 def mnist_net(
     num_classes: int = 10,
     in_channels: int = 1,
@@ -99,6 +100,7 @@ _PLAIN_BLOCKS = {3: (1, 1), 4: (1, 1, 1), 5: (1, 1, 1, 1), 9: (2, 2, 2, 2), 13: 
 """Convolutions in each block, by the number of layers, the linear one included."""
 
 
+@named_options
 def plain_net(
     num_classes: int = 10,
     in_channels: int = 3,

@@ -9,7 +9,7 @@ from torch import nn
 
 from snnfast._checks import function
 from snnfast.layers import IF, OverTime, Readout
-from snnfast.models.network import SummedLinear, at_least_one, three_sizes
+from snnfast.models.network import SummedLinear, at_least_one, check_images, three_sizes
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one spiking layer: ``layer(current)`` on ``[T, B, …]``, ``layer(current, steps=T)`` on a held ``[B, …]``."""
@@ -66,6 +66,7 @@ class DigitsNet(nn.Module):
     def forward(self, image: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """Logits ``[B, classes]`` for images ``[B, C, H, W]``, each held for ``steps`` (default: the network's)."""
         steps = self.steps if steps is None else at_least_one(steps)
+        check_images(image)
         spikes = self.neuron1(self.stem(image), steps=steps)
         spikes = self.neuron2(self.conv(spikes))
         spikes = self.neuron3(self.hidden(spikes))

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnfast.dynamics import MOST_STEPS
-from snnfast.layers import Readout
+from snnfast._hints import own_options, refuse, to_floating
+from snnfast.dynamics import MOST_STEPS, not_a_tensor
+from snnfast.layers import LIF, Readout
 from snnfast.models.activations import LAYER_TYPES, Activation
 
-__all__ = ["Network", "SummedLinear", "at_least_one", "check_sizes", "each_step", "three_sizes"]
+__all__ = [
+    "Network", "SummedLinear", "at_least_one", "check_images", "check_sizes", "each_step", "named_options",
+    "three_sizes",
+]  # fmt: skip
+
+Make = TypeVar("Make", bound=Callable[..., nn.Module])
+
+
+def named_options(make: Make) -> Make:
+    """A function that makes a network, which says of an unknown option which network has none such, and the nearest.
+
+    Options that the function does not name itself are those of its neurons, :class:`snnfast.LIF`'s among them, whatever
+    the activation: a network and its twins are made from the same options.
+    """
+
+    @wraps(make)
+    def checked(*args: Any, **options: Any) -> nn.Module:
+        known = {*own_options(make), *own_options(LIF)}
+        unknown = {name: value for name, value in options.items() if name not in known}
+        if unknown:
+            raise refuse(make.__name__, make, unknown, own_options(LIF))
+        return make(*args, **options)
+
+    return checked  # type: ignore[return-value]
+
+
+def check_images(images: Tensor) -> None:
+    """Raises TypeError or ValueError for what are no floating images [B, C, H, W]."""
+    if not isinstance(images, Tensor):
+        raise not_a_tensor("images", images)
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating, got {images.dtype}{to_floating('images', images)}")
+    if images.dim() != 4:
+        raise ValueError(f"images must have the shape [B, C, H, W], got {list(images.shape)}")
 
 
 def at_least_one(value: int, name: str = "steps") -> int:
@@ -117,11 +154,11 @@ class Network(nn.Module):
             steps: number of time steps; default the network's own. Not used with ReLU.
 
         Raises:
+            TypeError: images that are no floating tensor.
             ValueError: steps below 1, images of another number of dimensions.
         """
         steps = self.steps if steps is None else at_least_one(steps)
-        if images.dim() != 4:
-            raise ValueError(f"images must have the shape [B, C, H, W], got {list(images.shape)}")
+        check_images(images)
         features = self.features(images, steps)
         if self.activation.spiking:
             features = self.count(features)

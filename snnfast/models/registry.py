@@ -12,12 +12,13 @@ from snnfast.layers import IF, LIF
 from snnfast.models.activations import Activation
 from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
-from snnfast.models.network import check_sizes, three_sizes
+from snnfast.models.network import check_sizes, named_options, three_sizes
 from snnfast.models.residual import resnet11, resnet18, resnet50
 
 __all__ = ["build", "digits", "for_images", "names", "takes"]
 
 
+@named_options
 def digits(
     num_classes: int = 10,
     in_channels: int = 1,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from snnfast._checks import word
 from snnfast._state_dict import WithNumbers
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, SummedLinear, check_sizes, each_step
+from snnfast.models.network import Network, SummedLinear, check_sizes, each_step, named_options
 from snnfast.models.normalization import BatchNorm2d
 
 __all__ = ["ResNet", "ResidualBlock", "Shortcut", "resnet11", "resnet18", "resnet50"]
@@ -157,6 +157,7 @@ class ResNet(Network):
         return links
 
 
+@named_options
 def resnet11(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -210,6 +211,7 @@ def _stem(name: str, in_channels: int, width: int, bias: bool) -> tuple[nn.Conv2
         return Convolution(width, 7, 2).make(in_channels, bias), nn.MaxPool2d(3, stride=2, padding=1)
 
 
+@named_options
 def resnet18(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -248,6 +250,7 @@ def resnet18(
     return _staged(blocks, stem, width, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
 
 
+@named_options
 def resnet50(
     num_classes: int = 10,
     in_channels: int = 3,

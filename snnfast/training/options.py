@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from snnfast import build_info, models, surrogate
+from snnfast._hints import refuse
 from snnfast.data import augment, check_known
 from snnfast.dynamics import MOST_STEPS
 from snnfast.training.implementations import IMPLEMENTATIONS
@@ -153,8 +154,11 @@ class TrainOptions:
     def for_data(cls, data: str, **given: Any) -> TrainOptions:
         """The options that suit the data set ``data``, with those in ``given`` that are not None in their place."""
         check_known(data)
-        known = {field.name for field in fields(cls)}
-        chosen = {name: value for name, value in given.items() if value is not None or name not in known}
+        known = [field.name for field in fields(cls)]
+        unknown = {name: value for name, value in given.items() if name not in known}
+        if unknown:
+            raise refuse("TrainOptions", cls, unknown)
+        chosen = {name: value for name, value in given.items() if value is not None}
         preset = dict(_PRESETS[data])
         if "digits" in (chosen.get("model"), preset["model"]) or chosen.get("layer", "fused") != "fused":
             # The implementations other than the fused one are there for this network alone.
@@ -175,6 +179,22 @@ class TrainOptions:
     def evaluated_steps(self) -> tuple[int, ...]:
         """``eval_steps``, each once, or ``steps`` where there are none."""
         return tuple(dict.fromkeys(self.eval_steps)) or (self.steps,)
+
+
+def default_in_words(name: str, unset: str = "") -> str:
+    """What an option is for each data set where it is not given: "20 for digits, 100 for cifar10, cifar100".
+
+    ``unset`` stands for None and for an empty value.
+    """
+    found: dict[str, list[str]] = {}
+    for data in _PRESETS:
+        value = getattr(TrainOptions.for_data(data), name)
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value))
+        found.setdefault(unset if value in (None, "") else str(value), []).append(data)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{value} for {', '.join(data)}" for value, data in found.items())
 
 
 def check_threads(threads: int | None) -> None:
