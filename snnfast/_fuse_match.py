@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from ._fuse_modules import FusedNeuron, FusedOverTime
 from ._fuse_reshape import splits_batch
-from ._fuse_trace import _IN_PLACE, Forward, Untraceable, may_get_forward, trace_forward
+from ._fuse_trace import Forward, Untraceable, may_get_forward, trace_forward
+from ._fuse_values import IN_PLACE
 from .layers import IF, LIF, OverTime, _Neuron
 
 __all__ = ["Match", "Site", "Survey", "is_container"]
@@ -38,6 +39,11 @@ _SHAPE_METHODS = ("size", "dim", "ndimension", "numel")
 def is_container(module: nn.Module) -> bool:
     """Whether a module passes one tensor through its children in order."""
     return type(module).forward is nn.Sequential.forward and len(module) > 0
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm by itself, not a fused layer."""
+    return isinstance(module, _BatchNorm) and not isinstance(module, _Neuron)
 
 
 def describe(module: nn.Module, name: str) -> str:
@@ -143,7 +149,7 @@ class Survey:
     def __post_init__(self) -> None:
         for name, module in self.model.named_modules(remove_duplicate=False):
             self.names[id(module)].append(name)
-        self.batch_norms = [(name, m) for name, m in self.model.named_modules() if isinstance(m, _BatchNorm)]
+        self.batch_norms = [(name, m) for name, m in self.model.named_modules() if is_batch_norm(m)]
         self.contained = {
             id(module): self.name(holder)
             for holder in self.model.modules() if not isinstance(holder, FusedNeuron)
@@ -160,10 +166,10 @@ class Survey:
         """Outer modules first: they see more of what becomes of a batch norm's output."""
         queue = [module]
         for module in queue:
-            if id(module) in self._seen or isinstance(module, _BatchNorm):
+            if id(module) in self._seen or is_batch_norm(module):
                 continue
             self._seen.add(id(module))
-            if not any(isinstance(inner, _BatchNorm) for inner in module.modules()):
+            if not any(is_batch_norm(inner) for inner in module.modules()):
                 continue
             if type(module) in (OverTime, FusedOverTime) and "forward" not in module.__dict__:
                 self.calls[id(module.module)] += 1
@@ -197,7 +203,7 @@ class Survey:
     def _site(self, unit: Unit, node: fx.Node) -> Site | None:
         module, name = unit.module.get_submodule(node.target), unit.path(node.target)
         holders, over_time = [], None
-        while not isinstance(module, _BatchNorm):
+        while not is_batch_norm(module):
             holders.append((name, module))
             if is_container(module):
                 child = list(module._modules)[-1]
@@ -422,7 +428,7 @@ class Survey:
                 (node.op == "call_method" and name.endswith("_") and not name.endswith("__"))
                 or (node.op == "call_function" and (name.endswith("_") or "out" in node.kwargs
                                                     or node.kwargs.get("inplace") or any(a is True for a in node.args)
-                                                    or name in _IN_PLACE))
+                                                    or name in IN_PLACE))
                 or (node.op == "call_module" and not inputs.isdisjoint(node.all_input_nodes)
                     and any(getattr(m, "inplace", False) for m in match.site.unit.module.get_submodule(name).modules()))
             )  # fmt: skip

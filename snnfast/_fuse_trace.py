@@ -8,12 +8,13 @@ understood or named as one that is not.
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 import importlib
 import inspect
 import itertools
 import linecache
-import operator
+import os
 import random
 import re
 import sys
@@ -24,43 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ._fuse_values import Questions, StandIn, Untraceable
+
 __all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_forward"]
 
 _STANDARD = frozenset(nn.Module().__dict__) - {"training"}
 _numbers = itertools.count()
-_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
-
-
-class Untraceable(Exception):
-    """Why a forward is not understood."""
-
-
-class _Proxy(fx.Proxy):
-    """A stand-in that passes for a tensor, and tells ``a += b`` from ``a = a + b``: the first writes into a tensor that
-    others may hold."""
-
-    _is_param = _is_buffer = False  # what isinstance(…, nn.Parameter) and nn.Buffer ask
-
-    @property
-    def __class__(self) -> type:
-        return Tensor  # `if isinstance(x, Tensor)` takes the branch that it will take
-
-
-def _in_place(name: str) -> Any:
-    target = getattr(operator, name)
-
-    def method(self: _Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _name in _IN_PLACE:
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+# Where C code would look for numbers, sequences, arrays or types: written down as called.
+_RECORDED = (torch.tensor, torch.as_tensor, torch.asarray, torch.zeros, torch.ones, torch.empty, torch.rand,
+             torch.randn, torch.broadcast_shapes, torch.finfo, torch.iinfo)  # fmt: skip
 
 
 def _modes() -> tuple:
-    modes: list = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+    modes: list = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+                   torch._C._len_torch_function_stack()]  # torch.device as a context, for one  # fmt: skip
     for device in ("cpu", "cuda"):
         modes += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
     # Activation checkpointing without reentry; torch has no public name for it.
@@ -75,15 +53,17 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, questions: Questions) -> None:
+        super().__init__(autowrap_functions=_RECORDED)
+        self._autowrap_search.append(torch)
+        self.questions = questions
         self._modes = _modes()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return StandIn(node, self)
 
     def create_arg(self, a: Any) -> Any:
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
@@ -91,7 +71,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph keeps no context managers.
         if _modes() != self._modes:
-            raise Untraceable("a part of it runs under a grad or autocast mode or checkpointing of its own")
+            raise Untraceable("a part of it runs under a grad, autocast or device mode or checkpointing of its own")
         return super().create_node(*args, **kwargs)
 
 
@@ -115,6 +95,7 @@ class _Trace:
     graph: fx.Graph
     live: frozenset[str]
     read: frozenset[str]
+    assumed: bool
 
 
 def trace_forward(module: nn.Module) -> Forward:
@@ -131,6 +112,8 @@ def trace_forward(module: nn.Module) -> Forward:
             with entered:
                 if _skeleton(training) != _skeleton(_trace(module, live=False, training=True)):
                     raise Untraceable(f"what it does depends on {mode} being on")
+        if training.assumed and not _same_otherwise(module, training):
+            raise Untraceable("what it does depends on the type of a value, which is not certain")
         # A stand-in is never None: `if shortcut is not None` has to be tried.
         for argument, value in _switches(module):
             given = _trace(module, live=False, training=True, arguments={argument: value})
@@ -165,8 +148,32 @@ def _switches(module: nn.Module) -> list[tuple[str, Any]]:
     ]
 
 
-def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str, Any] | None = None) -> _Trace:
-    tracer = _Tracer()
+def _same_otherwise(module: nn.Module, trace: _Trace) -> bool:
+    """Whether the forward does the same, or says that it cannot, where its values are not the tensors assumed."""
+    try:
+        other = _trace(module, live=False, training=True, otherwise=True)
+    except Exception as error:
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if last is None or isinstance(error, Untraceable):
+            return False
+        code = last.tb_frame.f_code
+        said = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+        return said and not code.co_filename.startswith(os.path.dirname(torch.__file__))
+    return other.graph.python_code("self").src == trace.graph.python_code("self").src
+
+
+def _trace(
+    module: nn.Module,
+    *,
+    live: bool,
+    training: bool,
+    arguments: dict[str, Any] | None = None,
+    otherwise: bool = False,
+) -> _Trace:
+    questions = Questions(module, otherwise)
+    tracer = _Tracer(questions)
     base = type(module)
     read: set[str] = set()
     named: set[str] = set()
@@ -197,11 +204,14 @@ def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str
         for child, _ in modes:
             child.__dict__["training"] = training
         recording = True
-        graph = tracer.trace(shell, arguments)
+        with questions.answered(inspect.unwrap(base.forward).__globals__):
+            graph = tracer.trace(shell, arguments)
     finally:
         recording = False
         for child, mode in modes:
             child.__dict__["training"] = mode
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # code made of it would tell torch.fx to wrap names that it does not have
     for name, value in shell.__dict__.items():
         if name == "training":
             continue
@@ -211,7 +221,7 @@ def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str
         if value is not before and not (type(value) is type(before) and _same_items(value, before)):
             raise Untraceable(f"it sets or changes the attribute {name!r}" if name not in _STANDARD
                               else "it registers parameters, buffers or modules")  # fmt: skip
-    return _Trace(graph, frozenset(named), frozenset(read))
+    return _Trace(graph, frozenset(named), frozenset(read), questions.assumed)
 
 
 def _same_items(value: Any, before: Any) -> bool:
