@@ -6,10 +6,12 @@ whatever takes its output. Nothing is changed here.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -17,7 +19,7 @@ from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from ._fuse_modules import FusedNeuron, FusedOverTime
-from ._fuse_reshape import splits_batch
+from ._fuse_reshape import Shapes
 from ._fuse_trace import Forward, Untraceable, may_get_forward, trace_forward
 from ._fuse_values import IN_PLACE
 from .layers import IF, LIF, OverTime, _Neuron
@@ -70,6 +72,10 @@ class Unit:
     module: nn.Module
     forward: Forward
 
+    @functools.cached_property
+    def shapes(self) -> Shapes:
+        return Shapes(self)
+
     def path(self, child: str) -> str:
         return f"{self.name}.{child}" if self.name else child
 
@@ -98,9 +104,11 @@ class Match:
     """A batch norm and the neuron that it can be fused with.
 
     Attributes:
-        addition, residual: the node that adds another current, and that current, if so.
-        split: the node that makes [T, B, ...] of [T·B, ...], if the forward does that itself.
-        split_after_addition: whether the addition comes first.
+        between: the nodes between the two, in order.
+        addition, residual: the node among them that adds another current, and that current, if so.
+        split: the one that makes [T, B, ...] of [T·B, ...], if the forward does that itself.
+        batch: T and B as the forward has them, where the neuron is elementwise and its spikes are to take the way of
+            the batch norm's output: what is between the two rearranges more than a fused layer could follow.
         steps: the neuron's argument.
     """
 
@@ -109,10 +117,11 @@ class Match:
     neuron_name: str
     neuron: _Neuron
     neuron_holders: list[tuple[str, nn.Module]] = field(default_factory=list)
+    between: list[fx.Node] = field(default_factory=list)
     addition: fx.Node | None = None
     residual: fx.Node | None = None
     split: fx.Node | None = None
-    split_after_addition: bool = False
+    batch: Any = None
     steps: object = None
 
     @property
@@ -286,6 +295,7 @@ class Survey:
         return (
             self.why_not_neuron(found)
             or self._why_not_arguments(found)
+            or self._why_not_elementwise(found)
             or self._why_not_forward(found)
             or self._why_not_between(found)
             or self._why_not_free(found)
@@ -314,13 +324,32 @@ class Survey:
                 if isinstance(other, str):
                     return other
                 match.addition, match.residual = user, other
-                match.split_after_addition = match.split is None
-            elif match.split is None and splits_batch(user, value, site):
-                match.split = user
-                match.split_after_addition = match.addition is not None
-            else:
+            elif not self._follow_layout(match, user, value):
                 return f"its output goes to {self._describe_node(site.unit, user)}, {self._not_a_neuron(user)}"
+            match.between.append(user)
             value = user
+
+    @staticmethod
+    def _follow_layout(match: Match, user: fx.Node, value: fx.Node) -> bool:
+        """Whether a node does nothing but what a fused layer, or its spikes, can do as well."""
+        shapes, site = match.site.unit.shapes, match.site
+        plain = all(node is match.addition or node.target == "contiguous" for node in match.between)
+        if user.op == "call_method" and user.target == "contiguous" and user.args[0] is value:
+            return True
+        if match.split is None and plain and shapes.splits(user, value, site):
+            match.split = user
+            return True
+        if match.addition is not None or site.over_time is not None:
+            return False
+        if match.split is None:
+            batch = shapes.splits_samples(user, value)
+            if batch is None:
+                return shapes.keeps_first(user, value, 1)
+            match.split, match.batch = user, batch
+            return True
+        if match.batch is None:
+            match.batch = shapes.splits_samples(match.split, match.split.args[0])
+        return match.batch is not None and shapes.keeps_first(user, value, 2)
 
     @staticmethod
     def _not_a_neuron(node: fx.Node) -> str:
@@ -385,6 +414,21 @@ class Survey:
                     "norm takes dimension 1, the batch, for the channels; wrap it in snnfast.OverTime")  # fmt: skip
         if not flat and match.split is not None:
             return "its output is reshaped after OverTime"
+        return None
+
+    @staticmethod
+    def _why_not_elementwise(match: Match) -> str | None:
+        """Whether the neuron treats all channels alike, where the fused layer has others in their place."""
+        if match.batch is None:
+            return None
+        where = f"what is between it and the neuron {match.neuron_name!r} rearranges the dimensions, and the neuron has"
+        tables = [table for table in match.neuron._tables() if table is not None and table.dim() > 0]
+        if match.addition is not None:
+            return f"the addition comes after dimensions were rearranged, for the neuron {match.neuron_name!r}"
+        if tables:
+            return f"{where} a threshold or time constant per channel"
+        if match.neuron.carry_state or match.neuron._state is not None:
+            return f"{where} a carried state"
         return None
 
     def _why_not_forward(self, match: Match) -> str | None:

@@ -25,15 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ._fuse_modules import fit_residual, laid_out
 from ._fuse_values import Questions, StandIn, Untraceable
 
 __all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_forward"]
 
 _STANDARD = frozenset(nn.Module().__dict__) - {"training"}
 _numbers = itertools.count()
-# Where C code would look for numbers, sequences, arrays or types: written down as called.
+# Where C code would look for numbers, sequences, arrays or types, and what earlier fusing wrote: written down as is.
 _RECORDED = (torch.tensor, torch.as_tensor, torch.asarray, torch.zeros, torch.ones, torch.empty, torch.rand,
-             torch.randn, torch.broadcast_shapes, torch.finfo, torch.iinfo)  # fmt: skip
+             torch.randn, torch.broadcast_shapes, torch.finfo, torch.iinfo, fit_residual, laid_out)  # fmt: skip
 
 
 def _modes() -> tuple:

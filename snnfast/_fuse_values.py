@@ -83,7 +83,9 @@ class StandIn(fx.Proxy):
     def __iter__(self) -> Iterator[fx.Proxy]:
         frame = sys._getframe(1)
         instruction = _instruction(frame)
-        length = instruction.argval if instruction.opname == "UNPACK_SEQUENCE" else length_of(self.node)
+        length = length_of(self.node)
+        if instruction.opname == "UNPACK_SEQUENCE":
+            length = self.node.meta["length"] = instruction.argval  # what it is when it runs, or an error
         return self.tracer.iter(self) if length is None else (self[i] for i in range(length))
 
 
