@@ -6,12 +6,10 @@ whatever takes its output. Nothing is changed here.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,12 +17,12 @@ from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from ._fuse_modules import FusedNeuron, FusedOverTime
-from ._fuse_reshape import Shapes
-from ._fuse_trace import Forward, Untraceable, may_get_forward, trace_forward
+from ._fuse_sites import Match, Site, Unit
+from ._fuse_trace import Untraceable, may_get_forward, trace_forward
 from ._fuse_values import IN_PLACE
 from .layers import IF, LIF, OverTime, _Neuron
 
-__all__ = ["Match", "Site", "Survey", "is_container"]
+__all__ = ["Survey", "is_container"]
 
 _HOOKS = {
     "_forward_hooks": "a forward hook",
@@ -62,77 +60,6 @@ def modules_within(value: object) -> Iterator[nn.Module]:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
             yield from modules_within(item)
-
-
-@dataclass
-class Unit:
-    """A module with a forward that is understood."""
-
-    name: str
-    module: nn.Module
-    forward: Forward
-
-    @functools.cached_property
-    def shapes(self) -> Shapes:
-        return Shapes(self)
-
-    def path(self, child: str) -> str:
-        return f"{self.name}.{child}" if self.name else child
-
-
-@dataclass
-class Site:
-    """A call whose result is a batch norm's output.
-
-    Attributes:
-        node: the call in the unit's graph.
-        holders: from the module called to the one that holds the batch norm, outermost first (empty: it is called
-            itself), each with its name in the network.
-        over_time: the OverTime among the holders, with its name.
-    """
-
-    unit: Unit
-    node: fx.Node
-    name: str
-    batch_norm: nn.Module
-    holders: list[tuple[str, nn.Module]]
-    over_time: tuple[str, OverTime] | None
-
-
-@dataclass
-class Match:
-    """A batch norm and the neuron that it can be fused with.
-
-    Attributes:
-        between: the nodes between the two, in order.
-        addition, residual: the node among them that adds another current, and that current, if so.
-        split: the one that makes [T, B, ...] of [T·B, ...], if the forward does that itself.
-        batch: T and B as the forward has them, where the neuron is elementwise and its spikes are to take the way of
-            the batch norm's output: what is between the two rearranges more than a fused layer could follow.
-        steps: the neuron's argument.
-    """
-
-    site: Site
-    neuron_node: fx.Node
-    neuron_name: str
-    neuron: _Neuron
-    neuron_holders: list[tuple[str, nn.Module]] = field(default_factory=list)
-    between: list[fx.Node] = field(default_factory=list)
-    addition: fx.Node | None = None
-    residual: fx.Node | None = None
-    split: fx.Node | None = None
-    batch: Any = None
-    steps: object = None
-
-    @property
-    def needs_forward(self) -> bool:
-        """Whether the children cannot simply be exchanged."""
-        return not (self.addition is None and self.split is None and self.steps is None)
-
-    @property
-    def called_alone(self) -> bool:
-        """Whether a rewritten forward calls the neuron itself, not an nn.Sequential that begins with it."""
-        return self.needs_forward and not self.neuron_holders
 
 
 @dataclass
@@ -420,7 +347,9 @@ class Survey:
     def _why_not_elementwise(match: Match) -> str | None:
         """Whether the neuron treats all channels alike, where the fused layer has others in their place."""
         if match.batch is None:
-            return None
+            layout = [node for node in match.between if node not in (match.addition, match.split)]
+            turned = [node for node in layout if node.target != "contiguous"]
+            return f"{str(turned[0])!r} rearranges its output and no reshape to [T, B, ...] follows" if turned else None
         where = f"what is between it and the neuron {match.neuron_name!r} rearranges the dimensions, and the neuron has"
         tables = [table for table in match.neuron._tables() if table is not None and table.dim() > 0]
         if match.addition is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .layers import _OPTIONS, LIF, OverTime, _Neuron, load_surrogate
 
-__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer", "laid_out"]
+__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer", "join_sizes", "laid_out"]
 
 _TABLES = ("threshold", "tau", "tau_logit")  # what of a neuron can be a parameter or a buffer
 
@@ -94,6 +94,11 @@ def laid_out(spikes: Tensor, current: Tensor) -> Tensor:
     if current.is_contiguous() or current.is_contiguous(memory_format=channels_last):
         return spikes
     return spikes.contiguous()
+
+
+def join_sizes(*parts: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of ``f(a, *b, c)``, which a graph has no other way to write down."""
+    return tuple(size for part in parts for size in (part if isinstance(part, tuple) else (part,)))
 
 
 class FusedOverTime(OverTime):

@@ -10,7 +10,7 @@ import functools
 import operator
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from ._fuse_modules import FusedNeuron, FusedOverTime, fit_residual, laid_out
+from ._fuse_modules import FusedNeuron, FusedOverTime, fit_residual, join_sizes, laid_out
 from ._fuse_values import kind_of
 from .layers import OverTime, _Neuron
 
@@ -42,6 +42,13 @@ _CHANGE_SHAPE = ("resize_", "resize_as_", "squeeze_", "unsqueeze_", "transpose_"
                  "set_", "as_strided_")  # fmt: skip
 
 
+class Tail(NamedTuple):
+    """All dimensions of a tensor from one on."""
+
+    tensor: Any
+    first: int
+
+
 class Shapes:
     """The dimensions of the tensors of a unit's forward.
 
@@ -55,6 +62,8 @@ class Shapes:
         self._dimensions: dict[tuple[fx.Node, int], Dimension] = {}
         self.known: dict[Dimension, int] = {}
         for node in graph.nodes:
+            for i in range(5):
+                self.dimension(node, i)  # in the graph's order, so that none has far to go back
             if node.op == "call_module" and len(node.args) == 1 and isinstance(node.args[0], fx.Node):
                 module = self.module.get_submodule(str(node.target))
                 while isinstance(module, nn.Sequential) and len(module):
@@ -78,9 +87,8 @@ class Shapes:
         if node.target is operator.getitem and value.target is fit_residual:
             return self.dimension(value.args[1], i)
         if node.op == "call_module":
-            alone = len(node.args) == 1 and set(node.kwargs) <= _FUSED_OPTIONS
             module = self.module.get_submodule(str(node.target))
-            return of_module(module, functools.partial(self.dimension, value), i) if alone else None
+            return of_module(module, functools.partial(self.dimension, value), i) if alone(node) else None
         match method(node):
             case "elementwise":
                 values = [operand for operand in node.args if isinstance(operand, fx.Node)]
@@ -88,8 +96,11 @@ class Shapes:
                 return found.pop() if len(found) == 1 else None
             case "pool" if i < 2:
                 return self.dimension(value, i)
-            case "reshape" | "view" if (sizes := sizes_of(node)) is not None and i < len(sizes):
-                return self.size(sizes[i])
+            case "reshape" | "view" if (sizes := sizes_of(node)) is not None:
+                count = len(sizes)
+                if isinstance(sizes[-1], Tail) and i >= count - 1:
+                    return self.dimension(sizes[-1].tensor, sizes[-1].first + i - count + 1)
+                return self.size(sizes[i]) if i < count else None
             case "unflatten" if (sizes := sizes_of(node)) is not None:
                 return self.size(sizes[i]) if i < 2 else self.dimension(value, i - 1)
             case "flatten" if flattened(node) == (0, 1):
@@ -122,39 +133,37 @@ class Shapes:
 
     def rank(self, node: Any) -> int | None:
         """The number of a tensor's dimensions, where a batch norm, a reshape or the unpacking of its shape says it."""
-        if not isinstance(node, fx.Node):
-            return None
-        for user in node.users:
-            if shape_of(user) is node and "length" in user.meta:
-                return user.meta["length"]
-        value = node.args[0] if node.args else None
-        if node.op == "call_module":
-            last = self.module.get_submodule(str(node.target))
-            while isinstance(last, nn.Sequential) and len(last):
-                last = last[-1]
-            if type(last) in _RANKS:
-                return _RANKS[type(last)]
-            same = isinstance(last, (*_SAME_SHAPE, _ConvNd, nn.Linear)) and set(node.kwargs) <= _FUSED_OPTIONS
-            return self.rank(value) if same and len(node.args) == 1 else None
-        match method(node):
-            case "reshape" | "view":
-                sizes = sizes_of(node)
-                return None if sizes is None else len(sizes)
-            case "unflatten" | "flatten":
-                rank, pair = self.rank(value), method(node) == "unflatten" and sizes_of(node) is not None
-                if rank is None or not (pair or flattened(node) == (0, 1)):
+        more = 0  # dimensions than the tensor has that node has come to be
+        while isinstance(node, fx.Node):
+            for user in node.users:
+                if shape_of(user) is node and "length" in user.meta:
+                    return user.meta["length"] + more
+            value, sizes = node.args[0] if node.args else None, sizes_of(node)
+            if node.op == "call_module":
+                last = self.module.get_submodule(str(node.target))
+                while isinstance(last, nn.Sequential) and len(last):
+                    last = last[-1]
+                if type(last) in _RANKS:
+                    return _RANKS[type(last)] + more
+                if not isinstance(last, (*_SAME_SHAPE, _ConvNd, nn.Linear)) or not alone(node):
                     return None
-                return rank + 1 if pair else rank - 1
-            case "transpose" | "swapaxes" | "permute":
-                return self.rank(value)
-            case name if name in _SAME_SHAPE_METHODS:
-                return self.rank(value)
+            elif method(node) in ("reshape", "view"):
+                return None if sizes is None or isinstance(sizes[-1], Tail) else len(sizes) + more
+            elif method(node) == "unflatten" and sizes is not None:
+                more += 1
+            elif flattened(node) == (0, 1):
+                more -= 1
+            elif method(node) not in (*_SAME_SHAPE_METHODS, "transpose", "swapaxes", "permute"):
+                return None
+            node = value
         return None
 
     def size(self, value: Any) -> Dimension | None:
         """What a number in a shape is, or (x, i) for dimension i of x; None for -1."""
         if isinstance(value, int):
             return None if value < 0 else (f"={value}",)
+        if isinstance(value, Tail):
+            return self.dimension(value.tensor, value.first)
         if isinstance(value, tuple):
             return self.dimension(*value)
         if not isinstance(value, fx.Node):
@@ -206,13 +215,40 @@ class Shapes:
             return False
         # Two of the three leave nothing else for the third, whether or not it is written as -1.
         output = site.node
-        rank = self.rank(output)
         batch = self._is_batch(sizes, output)
         channels = self.number(self.size(sizes[2])) == site.batch_norm.num_features
-        space = rank is not None and len(sizes) == rank + 1 and all(
-            self.size(size) == self.dimension(output, i) for i, size in enumerate(sizes[3:], start=2)
-        )  # fmt: skip
-        return batch + channels + space >= 2
+        return batch + channels + self._is_space(sizes, output) >= 2
+
+    def _is_space(self, sizes: tuple, value: fx.Node) -> bool:
+        rank, *last = (len(sizes) - 1, *sizes[3:])
+        if isinstance(sizes[-1], Tail):
+            if self.tail(sizes[-1]) != self.tail(Tail(value, rank - 1)):
+                return False
+            last = last[:-1]
+        elif rank != self.rank(value):
+            return False
+        return all(self.size(size) == self.dimension(value, i) for i, size in enumerate(last, start=2))
+
+    def tail(self, tail: Tail) -> Tail:
+        """The dimensions from one on as those of the tensor that they come from."""
+        while self.certain and tail.tensor.args and isinstance(tail.tensor.args[0], fx.Node):
+            node, first = tail
+            value, sizes = node.args[0], sizes_of(node)
+            if node.op == "call_module":
+                module = self.module.get_submodule(str(node.target))
+                kept = isinstance(module, _ConvNd) and keeps_size(module) and first > 1
+                if not (kept or isinstance(module, _SAME_SHAPE)) or not alone(node):
+                    return tail
+                tail = Tail(value, first)
+            elif method(node) in _SAME_SHAPE_METHODS:
+                tail = Tail(value, first)
+            elif flattened(node) == (0, 1) and first > 0:
+                tail = Tail(value, first + 1)
+            elif sizes and isinstance(sizes[-1], Tail) and first >= len(sizes) - 1:
+                tail = Tail(sizes[-1].tensor, sizes[-1].first + first - len(sizes) + 1)
+            else:
+                return tail
+        return tail
 
     def _is_batch(self, sizes: tuple, value: fx.Node) -> bool:
         both = product(*map(self.size, sizes[:2]))
@@ -232,6 +268,11 @@ class Shapes:
         if not node.args or node.args[0] is not value or not self.certain or method(node) not in _LAYOUT:
             return False
         return all(self.source(node, i) == i for i in range(count))
+
+
+def alone(node: fx.Node) -> bool:
+    """Whether a module is called with one tensor, and at most what fused layers take besides."""
+    return len(node.args) == 1 and set(node.kwargs) <= _FUSED_OPTIONS
 
 
 def of_module(module: nn.Module, of: Callable[[int], Dimension | None], i: int) -> Dimension | None:
@@ -303,6 +344,14 @@ def sizes_of(node: fx.Node) -> tuple | None:
     sizes = node.args[1:]
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])
+    if not sizes:
+        return None
+    if len(sizes) == 1 and isinstance(sizes[0], fx.Node) and sizes[0].target is join_sizes:
+        *sizes, last = sizes[0].args
+        tail = tail_of(last)
+        sizes = (*sizes, last if tail is None else tail)
+        if tail is not None and all(isinstance(size, (int, fx.Node)) and tail_of(size) is None for size in sizes[:-1]):
+            return sizes
     if all(isinstance(size, int) or (isinstance(size, fx.Node) and shape_of(size) is None) for size in sizes):
         return tuple(sizes)
     return None
@@ -323,6 +372,18 @@ def shape_of(node: Any) -> fx.Node | None:
     if node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs:
         return node.args[0]
     return None
+
+
+def tail_of(node: Any) -> Tail | None:
+    """x from a on, where the node is x.shape or x.shape[a:] with a >= 0."""
+    first = 0
+    if isinstance(node, fx.Node) and node.target is operator.getitem and isinstance(node.args[1], slice):
+        node, part = node.args
+        first = part.start or 0
+        if part.stop is not None or part.step is not None or type(first) is not int or first < 0:
+            return None
+    tensor = shape_of(node)
+    return None if tensor is None else Tail(tensor, first)
 
 
 def index_of(node: fx.Node) -> tuple[fx.Node, int] | None:

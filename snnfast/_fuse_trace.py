@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._fuse_modules import fit_residual, laid_out
-from ._fuse_values import Questions, StandIn, Untraceable
+from ._fuse_modules import fit_residual, join_sizes, laid_out
+from ._fuse_values import Questions, Rest, StandIn, Untraceable
 
 __all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_forward"]
 
@@ -34,7 +34,10 @@ _STANDARD = frozenset(nn.Module().__dict__) - {"training"}
 _numbers = itertools.count()
 # Where C code would look for numbers, sequences, arrays or types, and what earlier fusing wrote: written down as is.
 _RECORDED = (torch.tensor, torch.as_tensor, torch.asarray, torch.zeros, torch.ones, torch.empty, torch.rand,
-             torch.randn, torch.broadcast_shapes, torch.finfo, torch.iinfo, fit_residual, laid_out)  # fmt: skip
+             torch.randn, torch.broadcast_shapes, torch.finfo, torch.iinfo, fit_residual, join_sizes,
+             laid_out)  # fmt: skip
+_TAKE_SIZES = ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty",
+               "rand", "randn")  # fmt: skip
 
 
 def _modes() -> tuple:
@@ -66,7 +69,19 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return StandIn(node, self)
 
+    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> fx.Proxy:
+        if any(type(a) is Rest for a in args):
+            first = 1 if kind == "call_method" else 0
+            if (target if first else getattr(target, "__name__", "")) not in _TAKE_SIZES:
+                raise Untraceable("it takes apart a shape whose length is not known")
+            sizes = [StandIn(a.spend(), self) if type(a) is Rest else a for a in args[first:]]
+            joined = sizes[0] if len(sizes) == 1 else super().create_proxy("call_function", join_sizes, (*sizes,), {})
+            args = (*args[:first], joined)
+        return super().create_proxy(kind, target, args, kwargs, *more, **options)
+
     def create_arg(self, a: Any) -> Any:
+        if type(a) is Rest:
+            raise Untraceable("it takes apart a shape whose length is not known")
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -211,6 +226,8 @@ def _trace(
         recording = False
         for child, mode in modes:
             child.__dict__["training"] = mode
+    if questions.rests:
+        raise Untraceable("it takes apart a shape whose length is not known")
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)  # code made of it would tell torch.fx to wrap names that it does not have
     for name, value in shell.__dict__.items():

@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .layers import OverTime
 
-__all__ = ["IN_PLACE", "Questions", "StandIn", "Untraceable", "kind_of", "length_of"]
+__all__ = ["IN_PLACE", "Questions", "Rest", "StandIn", "Untraceable", "kind_of", "length_of"]
 
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 _TENSOR_MODULES = (_BatchNorm, _ConvNd, nn.Linear, nn.Dropout, nn.Identity, nn.Flatten, nn.Unflatten, OverTime)
@@ -34,6 +34,8 @@ _TENSOR_METHODS = ("view", "reshape", "flatten", "unflatten", "transpose", "perm
                    "mean", "sum", "relu", "squeeze", "unsqueeze", "float", "expand", "repeat")  # fmt: skip
 
 
+_ARGUMENTS = ("LIST_", "CALL_INTRINSIC_1", "LOAD_", "PUSH_NULL", "NOP", "BUILD_MAP", "BUILD_CONST_KEY_MAP",
+              "DICT_MERGE")  # what a call's arguments are put together with  # fmt: skip
 _isinstance, _hasattr, _getattr, _callable, _len = isinstance, hasattr, getattr, callable, len
 
 
@@ -75,7 +77,7 @@ class StandIn(fx.Proxy):
         return _Text(repr(self))
 
     def __len__(self) -> int:
-        length = length_of(self.node)
+        length = length_of(self.node, self.tracer.questions.module)
         if length is None:
             raise TypeError("the length of a value is known only when the forward runs")  # list.extend ignores it
         return length
@@ -83,10 +85,17 @@ class StandIn(fx.Proxy):
     def __iter__(self) -> Iterator[fx.Proxy]:
         frame = sys._getframe(1)
         instruction = _instruction(frame)
-        length = length_of(self.node)
+        length = length_of(self.node, self.tracer.questions.module)
         if instruction.opname == "UNPACK_SEQUENCE":
             length = self.node.meta["length"] = instruction.argval  # what it is when it runs, or an error
-        return self.tracer.iter(self) if length is None else (self[i] for i in range(length))
+        if length is not None:
+            return (self[i] for i in range(length))
+        call = _star_call(frame)
+        if call is None or kind_of(self.node, self.tracer.questions.module) is not torch.Size:
+            return self.tracer.iter(self)
+        rest = Rest(self, frame, call)
+        self.tracer.questions.rests.append(rest)
+        return iter((rest,))
 
 
 def _refused(what: str) -> Callable:
@@ -124,6 +133,25 @@ class _Attribute(StandIn, fx.proxy.Attribute):
         return self._node
 
 
+class Rest(StandIn):
+    """All the sizes of a shape in ``f(a, *shape)``, for this one call alone: their number is not known."""
+
+    def __init__(self, shape: StandIn, frame: FrameType, call: int) -> None:
+        super().__init__(shape.node, shape.tracer)
+        self.__dict__.update(frame=frame, call=call)
+
+    def spend(self) -> fx.Node:
+        """The shape, where torch's own code makes a node of that call."""
+        frame = sys._getframe(1)
+        while frame is not None and frame is not self.frame and not _is_answered(frame):
+            frame = frame.f_back
+        rests = self.tracer.questions.rests
+        if frame is not self.frame or frame.f_lasti != self.call or all(rest is not self for rest in rests):
+            raise Untraceable("it takes apart a shape whose length is not known")
+        rests[:] = [rest for rest in rests if rest is not self]
+        return self.node
+
+
 class _Text(str):
     """A value as text: to print it changes nothing, to decide by it would."""
 
@@ -142,12 +170,14 @@ class Questions:
         module: the module whose forward it is.
         otherwise: answers the other way where the answer is an assumption, to see what that changes.
         assumed: whether one was.
+        rests: what was handed to a call with a star and not arrived yet.
     """
 
     def __init__(self, module: nn.Module, otherwise: bool) -> None:
         self.module = module
         self.otherwise = otherwise
         self.assumed = False
+        self.rests: list[Rest] = []
 
     def answer(self, value: fx.Proxy, ask: Callable[[type], bool]) -> bool:
         kind = kind_of(value.node, self.module)
@@ -248,9 +278,30 @@ def _asking(frame: FrameType) -> str:
     return operation
 
 
+def _star_call(frame: FrameType) -> int | None:
+    """Where the call is in the code that a frame unpacks arguments for, if nothing else can come of them."""
+    instructions = [i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti]
+    if instructions[0].opname not in ("LIST_EXTEND", "CALL_FUNCTION_EX"):
+        return None
+    for instruction in instructions:
+        if instruction.opname == "CALL_FUNCTION_EX":
+            return instruction.offset
+        if not instruction.opname.startswith(_ARGUMENTS):
+            return None
+    return None
+
+
 def kind_of(node: fx.Node, module: nn.Module) -> type | None:
     """The type that a node's value will have, where that is certain."""
-    kinds = [kind_of(a, module) if isinstance(a, fx.Node) else type(a) for a in node.args]
+    if "kind" not in node.meta:
+        node.meta["kind"] = _find_kind(node, module)
+    return node.meta["kind"]
+
+
+def _find_kind(node: fx.Node, module: nn.Module) -> type | None:
+    def kinds(args: tuple) -> list[type | None]:
+        return [kind_of(a, module) if isinstance(a, fx.Node) else type(a) for a in args]
+
     match node.op:
         case "get_attr":
             return type(_attribute(module, str(node.target)))
@@ -263,15 +314,16 @@ def kind_of(node: fx.Node, module: nn.Module) -> type | None:
         case "call_method" if node.target in _COUNTS:
             return int
         case "call_method" if node.target in _TENSOR_METHODS:
-            return _tensor_among(kinds[:1])
+            return _tensor_among(kinds(node.args[:1]))
         case "call_function" if node.target is _getattr and node.args[1] in _ATTRIBUTES:
             return _ATTRIBUTES[node.args[1]]
-        case "call_function" if node.target is operator.getitem and kinds[0] is torch.Size:
+        case "call_function" if node.target is operator.getitem and kinds(node.args[:1]) == [torch.Size]:
             return torch.Size if isinstance(node.args[1], slice) else int
         case "call_function" if node.target is _len:
             return int
         case "call_function" if node.target in _ARITHMETIC:
-            return _tensor_among(kinds) or (int if all(kind is int for kind in kinds) else None)
+            found = kinds(node.args)
+            return _tensor_among(found) or (int if all(kind is int for kind in found) else None)
     return None
 
 
@@ -287,9 +339,9 @@ def _tensor_among(kinds: list[type | None]) -> type | None:
     return Tensor if any(kind is not None and issubclass(kind, Tensor) for kind in kinds) else None
 
 
-def length_of(node: fx.Node) -> int | None:
+def length_of(node: fx.Node, module: nn.Module) -> int | None:
     """The number of dimensions in ``x.shape[a:b]`` where a and b say it; a shorter shape is an error when it runs."""
-    if node.target is not operator.getitem or kind_of(node.args[0], nn.Module()) is not torch.Size:
+    if node.target is not operator.getitem or kind_of(node, module) is not torch.Size:
         return None
     part = node.args[1]
     if not isinstance(part, slice) or part.step is not None:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from ._fuse_match import Match, Site, Survey, is_container
+from ._fuse_match import Survey, is_container
 from ._fuse_modules import FusedNeuron, FusedOverTime, fit_residual, fused_layer, laid_out
+from ._fuse_sites import Match, Site
 from ._fuse_trace import give_forward
 
 __all__ = ["FuseReport", "Fused", "Left", "fuse"]
@@ -69,7 +70,11 @@ def fuse(model: nn.Module) -> FuseReport:
     A batch norm is fused where the network shows that its output [T, B, C, ...] goes to one neuron and nowhere else,
     by itself or with one other current added: ``OverTime(batch norm)`` or an OverTime that ends in one before the
     neuron, ``x.flatten(0, 1)`` → batch norm → ``.unflatten(0, (T, B))`` in a forward, and a batch norm of [B, C, ...]
-    before a neuron called with ``steps``. Everything else is left as it is and named in the report with the reason.
+    before a neuron called with ``steps``. ``reshape`` and ``view`` are as good as ``unflatten`` where T and B come from
+    the shape of what was folded, or the other sizes leave nothing else: ``T, B, C, H, W = x.shape``,
+    ``.reshape(T, B, -1, H // 2, W // 2)``. If they, or ``transpose`` and ``permute``, rearrange more than time and
+    batch, the fused layer comes first and its spikes are rearranged, which is the same for a neuron that treats all
+    channels alike and carries no state. Everything else is left as it is and named in the report with the reason.
 
     The model computes the same as before, up to the rounding of the batch statistics, and is the same object.
     Parameters and buffers are the same objects under the same keys of the state dict, so optimizers made before and
@@ -81,7 +86,8 @@ def fuse(model: nn.Module) -> FuseReport:
     Where a current is added, or the forward reshapes or holds it, the forward of the module that does so is written
     anew from its torch.fx graph: its class becomes a subclass, and attributes that decided the graph cannot be set to
     other values (AttributeError); numbers that only enter the arithmetic can. What a graph does not show, such as
-    printing, such a forward does no more. Elsewhere forwards stay as they are.
+    printing, such a forward does no more. Elsewhere forwards stay as they are. What a forward asks of its values, such
+    as ``isinstance(x, Tensor)``, is answered by what they will be; where that is not certain and matters, it is left.
     A forward that cannot be traced must not look between a batch norm and its neuron: by calling the children of an
     nn.Sequential one by one, or another method of a child that ends at the batch norm. It would see spikes. A hook that
     is put on an inner nn.Sequential after fusing does not run, and a residual must not be larger than the current.

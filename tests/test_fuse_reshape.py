@@ -143,7 +143,31 @@ def added_before(self, x):
     return self.sn(y.contiguous().reshape(T, B, -1, H, W))
 
 
-RESHAPES = [written_out, written_with_minus_one, by_parts_of_the_shape, pooled, tokens, tokens_stay, channels_last,
+def starred(self, x):
+    y = self.bn(self.conv(x.flatten(0, 1)))
+    return self.sn(y.view(*x.shape[:2], *y.shape[1:]))
+
+
+def starred_from_the_input(self, x):
+    T, B = x.shape[:2]
+    return self.sn(self.bn(x.flatten(0, 1)).reshape(T, B, *x.shape[2:]))
+
+
+def starred_after_the_channels(self, x):
+    y = self.bn(self.conv(x.flatten(0, 1)))
+    return self.sn(y.reshape(x.size(0), -1, CHANNELS, *x.shape[3:]) + x.new_zeros(*x.shape))
+
+
+def starred_whole(self, x):
+    return self.sn(self.bn(x.flatten(0, 1)).view(*x.shape))
+
+
+def starred_whole_size(self, x):
+    return self.sn(self.bn(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])).view(x.size(0), -1, *x.size()[2:]))
+
+
+RESHAPES = [starred, starred_from_the_input, starred_after_the_channels, starred_whole, starred_whole_size,
+            written_out, written_with_minus_one, by_parts_of_the_shape, pooled, tokens, tokens_stay, channels_last,
             turned_after_unflatten, turned_by_names, channels_mixed, viewed_afterwards, added,
             added_before]  # fmt: skip
 OTHERS = {
@@ -221,6 +245,10 @@ def shape_changed_in_place(self, x):
     return self.sn(self.bn(x.flatten(0, 1)).reshape(T, B, -1, H, W))
 
 
+def held_and_turned(self, x):
+    return self.sn(self.bn(x[0]).transpose(2, 3), steps=4)
+
+
 def rectified(self, x):
     T, B, C, H, W = x.shape
     return self.sn(self.bn(x.flatten(0, 1)).relu().reshape(T, B, C, H, W))
@@ -246,6 +274,7 @@ def added_to_what_is_turned(self, x):
         "the batch turned": (batch_turned, "goes to 'transpose'"),
         "turned, of an unknown rank": (turned_by_an_unknown_rank, "goes to 'transpose'"),
         "a shape changed in place": (shape_changed_in_place, "write unflatten(0, (T, B))"),
+        "held": (held_and_turned, "'transpose' rearranges its output"),
         "a ReLU": (rectified, "goes to 'relu'"),
         "used at two places": (used_twice, "used at 2 places"),
         "added to what is turned": (added_to_what_is_turned, "the addition comes after dimensions were rearranged"),
@@ -309,3 +338,89 @@ def test_the_blocks_class_of_a_rewritten_forward_is_the_users_own_below():
     model = with_more(written_out)
     sf.fuse(model)
     assert isinstance(model, Block)
+
+
+WRITTEN = """
+x.flatten()
+x.flatten(0)
+x.flatten(end_dim=1)
+x.flatten(-2, -1)
+x.flatten(start_dim=0, end_dim=1)
+torch.flatten(input=x, start_dim=0, end_dim=1)
+torch.flatten(x)
+x.mean().view(())
+x.mean().reshape([])
+x.reshape(shape=(4, -1))
+x.view(x.dtype)
+x.view(size=(4, -1))
+x.view([x.shape[0], -1])
+x.view(-1)
+x.permute(dims=(0, 2, 1, 3, 4))
+x.permute((0, -1, 1, 2, 3))
+x.transpose(dim0=0, dim1=1)
+x.T
+x.mT
+x.transpose(0, x.dim() - 1)
+x.permute(*range(5))
+torch.transpose(input=x, dim0=0, dim1=1)
+x.swapaxes(0, -1)
+x.unflatten(dim=0, sizes=(2, 2))
+torch.unflatten(x, 0, (2, -1))
+x.unflatten(-1, (5, 1))
+torch.unflatten(input=x, dim=0, sizes=(2, 2))
+x.unflatten(0, [2, 2])
+x.unflatten(0, (1, 2, 2))
+x.reshape(x.size(dim=0), -1)
+x.reshape(x.shape[-5], -1)
+x.reshape(x.shape[:2] + (-1,))
+x[0, :]
+x[None]
+x.reshape(*x.shape[:2], -1)
+x.reshape(x.shape[::2][0], -1)
+x.view(*x.shape[1:], -1)
+2 * x
+x + 1
+x - x
+x.view(*x.shape, 1)
+x.reshape(-1, *x.shape[4:])
+x.contiguous(memory_format=torch.contiguous_format)
+x.view_as(other=x)
+nn.functional.max_pool2d(x[0], kernel_size=2)
+sum([x, x])
+self.split(x[:, 0].tile(2, 1, 1, 1))
+torch.reshape(input=x, shape=(4, -1))
+x.view(4, -1).view(x.shape)
+x.expand(*x.shape)
+x.repeat(*x.shape[:1], 1, 1, 1, 1)
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_no_way_to_write_a_reshape_confuses_the_rest_of_a_forward(written):
+    space = {"torch": torch, "nn": nn}
+    exec(f"""def forward(self, x):
+    T, B, C, H, W = x.shape
+    y = self.bn(self.conv(x.flatten(0, 1))).reshape(T, B, C, H, W)
+    z = {written}
+    return self.sn(y) + z.mean()""", space)
+    try:
+        block(space["forward"])(default_currents())
+    except Exception as error:
+        pytest.fail(f"the forward itself fails: {error}")
+    model, plain = block(space["forward"]), block(space["forward"])
+    report = sf.fuse(model)
+    assert report.fused or "cannot be traced" in reason(report, "bn")
+    x = default_currents()
+    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=1e-10)
+
+
+def test_a_forward_of_a_thousand_steps_is_followed_to_its_end():
+    def forward(self, x):
+        T, B, _, H, W = x.shape
+        y = x.flatten(0, 1)
+        for _ in range(1000):
+            y = (y + y).contiguous() * 0.5
+        return self.sn(self.bn(y).reshape(T, B, -1, H, W))
+
+    model = block(forward)
+    assert len(sf.fuse(model).fused) == 1

@@ -69,6 +69,7 @@ SHAPES = {
     "math": lambda x, c: x * math.sqrt(x.shape[0]) / math.prod(x.shape),
     "len": lambda x, c: x / len(x),
     "known slices": lambda x, c: x + x.new_zeros(*x.shape[:2], *x.shape[-3:]),
+    "all sizes": lambda x, c: x + torch.zeros(*x.shape, dtype=x.dtype, device=x.device) + x.new_ones(*x.shape),
     "unpacked": lambda x, c: (lambda t, b, *_: x / t / b)(*x.shape[:2]),
 }
 REFUSED = {
@@ -80,6 +81,13 @@ REFUSED = {
     "NumPy's product": lambda x, c: x / float(np.prod(x.shape)),
     "NumPy's array": lambda x, c: x / float(np.array([x.shape[0]]).sum()),
     "NumPy's function": lambda x, c: x / np.sqrt(x.shape[0]),
+    "a list of all": lambda x, c: x + torch.zeros(list(x.shape)),
+    "a list of all, changed": lambda x, c: x + torch.zeros([1, *x.shape][1:]),
+    "an unpacked rest": lambda x, c: (lambda size: x + torch.zeros(*size[:1], 1, 1, 1, 1))([*x.shape]),
+    "a helper with a star": lambda x, c: x + (lambda *size: torch.zeros(*size[::-1]).mean())(*x.shape),
+    "a helper for a number": lambda x, c: x / (lambda *size: len(size))(*x.shape),
+    "the largest": lambda x, c: x / max(*x.shape),
+    "a pair": lambda x, c: x.transpose(*x.shape[5:], 3, 4),
     "a text": lambda x, c: x * 2 if str(x.device) == "cpu" else x,
     "part of a text": lambda x, c: x * 2 if "cpu" in str(x.device) else x,
     "a set": lambda x, c: x * 2 if x.shape[0] in {4, 8} else x,
