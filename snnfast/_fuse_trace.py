@@ -19,7 +19,7 @@ import random
 import re
 import sys
 from dataclasses import dataclass
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -118,6 +118,8 @@ def trace_forward(module: nn.Module) -> Forward:
     """The forward of a module with its children as leaves; Untraceable says why there is none."""
     if "forward" in module.__dict__:
         raise Untraceable("its forward was replaced on the object")
+    if _catches(getattr(inspect.unwrap(type(module).forward), "__code__", None)):
+        raise Untraceable("it catches errors, of which a stand-in may raise others than a tensor")
     randomness = _randomness(module)
     try:
         training = _trace(module, live=False, training=True)
@@ -152,6 +154,27 @@ def trace_forward(module: nn.Module) -> Forward:
     if live is not None and _skeleton(live) == _skeleton(training):
         return Forward(live.graph, live.read, False)
     return Forward(training.graph, training.read - {"training"}, "training" in training.read)
+
+
+def _catches(code: Any) -> bool:
+    """Whether code, or a function within it, goes on after an error."""
+    if not isinstance(code, CodeType):
+        return False
+    names = [instruction.opname for instruction in dis.get_instructions(code)]
+    any_error = ("PUSH_EXC_INFO", "POP_TOP") in itertools.pairwise(names)  # except without a class
+    return (
+        any_error
+        or not {"CHECK_EXC_MATCH", "CHECK_EG_MATCH"}.isdisjoint(names)
+        or "suppress" in code.co_names
+        or any(map(_catches, code.co_consts))
+    )
+
+
+def _namespaces(kind: type) -> list[dict[str, Any]]:
+    """The globals of a class's own methods."""
+    methods = [value for base in kind.__mro__ for value in vars(base).values() if isinstance(value, FunctionType)]
+    methods = [method for method in methods if (method.__module__ or "").partition(".")[0] != "torch"]
+    return list({id(space): space for space in (inspect.unwrap(method).__globals__ for method in methods)}.values())
 
 
 def _switches(module: nn.Module) -> list[tuple[str, Any]]:
@@ -220,7 +243,7 @@ def _trace(
         for child, _ in modes:
             child.__dict__["training"] = training
         recording = True
-        with questions.answered(inspect.unwrap(base.forward).__globals__):
+        with questions.answered(_namespaces(base)):
             graph = tracer.trace(shell, arguments)
     finally:
         recording = False

@@ -194,22 +194,26 @@ class Questions:
         return kind
 
     @contextmanager
-    def answered(self, namespace: dict[str, Any]) -> Iterator[None]:
-        """Answers while the forward with these globals is traced."""
+    def answered(self, namespaces: list[dict[str, Any]]) -> Iterator[None]:
+        """Answers while a forward is traced.
+
+        Args:
+            namespaces: the globals of the methods that may ask for a type.
+        """
+        asked = self._type()
         exchanged = [(vars(builtins), name, function) for name, function in self._builtins().items()]
-        exchanged.append((namespace, "type", self._type()))
-        exchanged = [entry for entry in exchanged if entry[0] is vars(builtins) or entry[1] not in entry[0]]
-        before = [(names, name, names.get(name)) for names, name, _ in exchanged]
+        exchanged += [(space, "type", asked) for space in namespaces if "type" not in space]
+        before = [(space, name, space.get(name)) for space, name, _ in exchanged]
         try:
-            for names, name, function in exchanged:
-                names[name] = function
+            for space, name, function in exchanged:
+                space[name] = function
             yield
         finally:
-            for names, name, function in before:
+            for space, name, function in before:
                 if function is None:
-                    del names[name]
+                    del space[name]
                 else:
-                    names[name] = function
+                    space[name] = function
 
     def _builtins(self) -> dict[str, Callable]:
         def asked(value: Any) -> bool:

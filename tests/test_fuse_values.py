@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import copy
 import math
 import numbers
@@ -107,6 +108,45 @@ def by_pattern(x):
             return x
 
 
+def tries(self, x):
+    try:
+        steps = int(x.shape[0])
+    except TypeError:
+        steps = 1
+    return self.sn(over_time(self, x * steps))
+
+
+def tries_anything(self, x):
+    try:
+        steps = float(x.shape[0])
+    except:  # noqa: E722
+        steps = 1.0
+    return self.sn(over_time(self, x * steps))
+
+
+def suppresses(self, x):
+    steps = 1
+    with contextlib.suppress(TypeError):
+        steps = range(x.shape[0])[-1]
+    return self.sn(over_time(self, x * steps))
+
+
+@pytest.mark.parametrize("forward", [tries, tries_anything, suppresses])
+def test_a_forward_that_goes_on_after_an_error_is_left(forward):
+    report = left_like(block(forward), default_currents())
+    assert "it catches errors" in report.left[0].reason
+
+
+def test_a_forward_that_tidies_up_in_the_end_is_fused():
+    def tidies(self, x):
+        try:
+            return self.sn(over_time(self, x) + x)
+        finally:
+            del x
+
+    fused_like(block(tidies), default_currents())
+
+
 def with_shapes(function):
     return block(lambda self, x: self.sn(flat(self, function(x, self.offset)).unflatten(0, x.shape[:2])))
 
@@ -208,3 +248,12 @@ def test_the_builtins_are_their_own_again_after_fusing_and_after_an_error():
     sf.fuse(block(lambda self, x: self.nothing(x)))
     assert [isinstance, hasattr, getattr, callable, len, torch.tensor, torch.as_tensor] == kept
     assert sys.modules[__name__].__dict__ == space and "type" not in space
+
+
+def test_a_question_in_a_method_from_another_file_is_answered_too():
+    space = {"__name__": "another_file", "Tensor": Tensor}
+    exec("def doubled(self, y):\n    return y * y if type(y) is Tensor else y", space)
+    model = block(lambda self, x: self.sn(self.bn_over_time(self.doubled(self.conv_over_time(x)))))
+    type(model).doubled = space["doubled"]
+    fused_like(model, default_currents())
+    assert "type" not in space
