@@ -32,10 +32,15 @@ __all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_f
 
 _STANDARD = frozenset(nn.Module().__dict__) - {"training"}
 _numbers = itertools.count()
-# Where C code would look for numbers, sequences, arrays or types, and what earlier fusing wrote: written down as is.
-_RECORDED = (torch.tensor, torch.as_tensor, torch.asarray, torch.zeros, torch.ones, torch.empty, torch.rand,
-             torch.randn, torch.broadcast_shapes, torch.finfo, torch.iinfo, fit_residual, join_sizes,
-             laid_out)  # fmt: skip
+# Where C code would look for numbers, sequences, arrays or types, in some versions of torch, and what earlier fusing
+# wrote: written down as is.
+_RECORDED = (
+    torch.tensor, torch.as_tensor, torch.asarray, torch.zeros, torch.ones, torch.empty, torch.full, torch.eye,
+    torch.arange, torch.linspace, torch.logspace, torch.rand, torch.randn, torch.randint, torch.randperm,
+    torch.tril_indices, torch.triu_indices, torch.reshape, torch.tile, torch.roll, torch.broadcast_to,
+    torch.broadcast_shapes, torch.permute, torch.repeat_interleave, torch.avg_pool1d, torch.finfo, torch.iinfo,
+    fit_residual, join_sizes, laid_out,
+)  # fmt: skip
 _TAKE_SIZES = ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty",
                "rand", "randn")  # fmt: skip
 
@@ -59,7 +64,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, questions: Questions) -> None:
         super().__init__(autowrap_functions=_RECORDED)
-        self._autowrap_search.append(torch)
+        self._autowrap_search += [torch, nn.functional]
         self.questions = questions
         self._modes = _modes()
 

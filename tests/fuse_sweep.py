@@ -63,6 +63,11 @@ def arguments(x: Any, table: Any) -> Iterator[tuple[str, tuple]]:
     yield "range", (0, 1, number)
 
 
+def call(function: Callable, given: tuple) -> None:
+    with contextlib.suppress(Exception):  # an error is an answer; a crash is not
+        function(*given)
+
+
 class Sweep(nn.Module):
     def __init__(self, group: str) -> None:
         super().__init__()
@@ -74,8 +79,7 @@ class Sweep(nn.Module):
         for name, function in functions(self.group):
             for what, given in arguments(x, table):
                 os.write(1, f"{name} of {what}\n".encode())
-                with contextlib.suppress(Exception):  # an error is an answer; a crash is not
-                    function(*given)
+                call(function, given)
         return self.bn(x)
 
 
