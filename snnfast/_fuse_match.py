@@ -17,12 +17,12 @@ from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from ._fuse_modules import FusedNeuron, FusedOverTime
-from ._fuse_reshape import splits_batch
-from ._fuse_trace import _IN_PLACE, Forward, Untraceable, may_get_forward, trace_forward
-from .batch_norm import _BatchNormNeuron
+from ._fuse_sites import Match, Site, Unit
+from ._fuse_trace import Untraceable, may_get_forward, trace_forward
+from ._fuse_values import IN_PLACE
 from .layers import IF, LIF, OverTime, _Neuron
 
-__all__ = ["Match", "Site", "Survey", "is_container"]
+__all__ = ["Survey", "is_container"]
 
 _HOOKS = {
     "_forward_hooks": "a forward hook",
@@ -42,8 +42,8 @@ def is_container(module: nn.Module) -> bool:
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm and no more, to be fused or to be left with a reason."""
-    return isinstance(module, _BatchNorm) and not isinstance(module, _BatchNormNeuron)
+    """Whether a module is a batch norm by itself, not a fused layer."""
+    return isinstance(module, _BatchNorm) and not isinstance(module, _Neuron)
 
 
 def describe(module: nn.Module, name: str) -> str:
@@ -60,70 +60,6 @@ def modules_within(value: object) -> Iterator[nn.Module]:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
             yield from modules_within(item)
-
-
-@dataclass
-class Unit:
-    """A module with a forward that is understood."""
-
-    name: str
-    module: nn.Module
-    forward: Forward
-
-    def path(self, child: str) -> str:
-        return f"{self.name}.{child}" if self.name else child
-
-
-@dataclass
-class Site:
-    """A call whose result is a batch norm's output.
-
-    Attributes:
-        node: the call in the unit's graph.
-        holders: from the module called to the one that holds the batch norm, outermost first (empty: it is called
-            itself), each with its name in the network.
-        over_time: the OverTime among the holders, with its name.
-    """
-
-    unit: Unit
-    node: fx.Node
-    name: str
-    batch_norm: nn.Module
-    holders: list[tuple[str, nn.Module]]
-    over_time: tuple[str, OverTime] | None
-
-
-@dataclass
-class Match:
-    """A batch norm and the neuron that it can be fused with.
-
-    Attributes:
-        addition, residual: the node that adds another current, and that current, if so.
-        split: the node that makes [T, B, ...] of [T·B, ...], if the forward does that itself.
-        split_after_addition: whether the addition comes first.
-        steps: the neuron's argument.
-    """
-
-    site: Site
-    neuron_node: fx.Node
-    neuron_name: str
-    neuron: _Neuron
-    neuron_holders: list[tuple[str, nn.Module]] = field(default_factory=list)
-    addition: fx.Node | None = None
-    residual: fx.Node | None = None
-    split: fx.Node | None = None
-    split_after_addition: bool = False
-    steps: object = None
-
-    @property
-    def needs_forward(self) -> bool:
-        """Whether the children cannot simply be exchanged."""
-        return not (self.addition is None and self.split is None and self.steps is None)
-
-    @property
-    def called_alone(self) -> bool:
-        """Whether a rewritten forward calls the neuron itself, not an nn.Sequential that begins with it."""
-        return self.needs_forward and not self.neuron_holders
 
 
 @dataclass
@@ -286,6 +222,7 @@ class Survey:
         return (
             self.why_not_neuron(found)
             or self._why_not_arguments(found)
+            or self._why_not_elementwise(found)
             or self._why_not_forward(found)
             or self._why_not_between(found)
             or self._why_not_free(found)
@@ -314,13 +251,32 @@ class Survey:
                 if isinstance(other, str):
                     return other
                 match.addition, match.residual = user, other
-                match.split_after_addition = match.split is None
-            elif match.split is None and splits_batch(user, value, site):
-                match.split = user
-                match.split_after_addition = match.addition is not None
-            else:
+            elif not self._follow_layout(match, user, value):
                 return f"its output goes to {self._describe_node(site.unit, user)}, {self._not_a_neuron(user)}"
+            match.between.append(user)
             value = user
+
+    @staticmethod
+    def _follow_layout(match: Match, user: fx.Node, value: fx.Node) -> bool:
+        """Whether a node does nothing but what a fused layer, or its spikes, can do as well."""
+        shapes, site = match.site.unit.shapes, match.site
+        plain = all(node is match.addition or node.target == "contiguous" for node in match.between)
+        if user.op == "call_method" and user.target == "contiguous" and user.args[0] is value:
+            return True
+        if match.split is None and plain and shapes.splits(user, value, site):
+            match.split = user
+            return True
+        if match.addition is not None or site.over_time is not None:
+            return False
+        if match.split is None:
+            batch = shapes.splits_samples(user, value)
+            if batch is None:
+                return shapes.keeps_first(user, value, 1)
+            match.split, match.batch = user, batch
+            return True
+        if match.batch is None:
+            match.batch = shapes.splits_samples(match.split, match.split.args[0])
+        return match.batch is not None and shapes.keeps_first(user, value, 2)
 
     @staticmethod
     def _not_a_neuron(node: fx.Node) -> str:
@@ -387,6 +343,23 @@ class Survey:
             return "its output is reshaped after OverTime"
         return None
 
+    @staticmethod
+    def _why_not_elementwise(match: Match) -> str | None:
+        """Whether the neuron treats all channels alike, where the fused layer has others in their place."""
+        if match.batch is None:
+            layout = [node for node in match.between if node not in (match.addition, match.split)]
+            turned = [node for node in layout if node.target != "contiguous"]
+            return f"{str(turned[0])!r} rearranges its output and no reshape to [T, B, ...] follows" if turned else None
+        where = f"what is between it and the neuron {match.neuron_name!r} rearranges the dimensions, and the neuron has"
+        tables = [table for table in match.neuron._tables() if table is not None and table.dim() > 0]
+        if match.addition is not None:
+            return f"the addition comes after dimensions were rearranged, for the neuron {match.neuron_name!r}"
+        if tables:
+            return f"{where} a threshold or time constant per channel"
+        if match.neuron.carry_state or match.neuron._state is not None:
+            return f"{where} a carried state"
+        return None
+
     def _why_not_forward(self, match: Match) -> str | None:
         """Whether a forward that calls the fused layer can be written, where that is needed."""
         unit, graph = match.site.unit, match.site.unit.forward.graph
@@ -428,7 +401,7 @@ class Survey:
                 (node.op == "call_method" and name.endswith("_") and not name.endswith("__"))
                 or (node.op == "call_function" and (name.endswith("_") or "out" in node.kwargs
                                                     or node.kwargs.get("inplace") or any(a is True for a in node.args)
-                                                    or name in _IN_PLACE))
+                                                    or name in IN_PLACE))
                 or (node.op == "call_module" and not inputs.isdisjoint(node.all_input_nodes)
                     and any(getattr(m, "inplace", False) for m in match.site.unit.module.get_submodule(name).modules()))
             )  # fmt: skip

@@ -11,7 +11,7 @@ from ._axes import check_over_time
 from ._state_dict import WithNumbers, read_surrogate, write_surrogate
 from .layers import _OPTIONS, LIF, OverTime, _Neuron
 
-__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer"]
+__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer", "join_sizes", "laid_out"]
 
 _TABLES = ("threshold", "tau", "tau_logit")  # what of a neuron can be a parameter or a buffer
 
@@ -92,6 +92,20 @@ def fit_residual(residual: Tensor | float, current: Tensor) -> tuple[Tensor, Ten
     return current, residual
 
 
+def laid_out(spikes: Tensor, current: Tensor) -> Tensor:
+    """The spikes in memory as behind torch's batch norm, which keeps contiguous and channels-last currents as they are
+    and makes others contiguous; what follows may take views that need it."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(current.dim(), torch.contiguous_format)
+    if current.is_contiguous() or current.is_contiguous(memory_format=channels_last):
+        return spikes
+    return spikes.contiguous()
+
+
+def join_sizes(*parts: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of ``f(a, *b, c)``, which a graph has no other way to write down."""
+    return tuple(size for part in parts for size in (part if isinstance(part, tuple) else (part,)))
+
+
 class FusedOverTime(OverTime):
     """An OverTime whose module ends in a fused layer: what comes before sees [T·B, ...], the fused layer [T, B, ...].
 
@@ -125,16 +139,19 @@ class FusedNeuron(WithNumbers):
         name: the fused layer's name in the network, for printing.
         rewritten: whether the forward that calls it was written anew. Another method that still adds or reshapes
             between batch norm and neuron would be silently wrong: it is refused.
+        rearranged: whether the neuron stood behind other channels than the batch norm's: then it takes no threshold
+            and no time constant per channel.
     """
 
     _SHARED = frozenset((*_OPTIONS, *_TABLES, "decay_input", "time_dim", "carry_state", "state", "reset_state",
                          "detach_state"))  # fmt: skip
 
-    def __init__(self, layer: nn.Module, name: str, rewritten: bool) -> None:
+    def __init__(self, layer: nn.Module, name: str, rewritten: bool, rearranged: bool) -> None:
         super().__init__()
         self.__dict__["layer"] = layer  # not registered: the layer is a child elsewhere
         self.name = name
         self.rewritten = rewritten
+        self.rearranged = rearranged
         self.training = layer.training
 
     def forward(self, current: Tensor, steps: int | None = None, *, fused: bool = False) -> Tensor:
@@ -157,6 +174,9 @@ class FusedNeuron(WithNumbers):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _TABLES and isinstance(value, Tensor) and value.dim() > 0 and self.__dict__.get("rearranged"):
+            raise ValueError(f"{name} must be one for all channels, got shape {list(value.shape)}: those per channel "
+                             f"would be of other channels than {self.name!r} has")  # fmt: skip
         if name in FusedNeuron._SHARED:
             setattr(self.layer, name, value)
         else:

@@ -8,59 +8,46 @@ understood or named as one that is not.
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 import importlib
 import inspect
 import itertools
 import linecache
-import operator
+import os
 import random
 import re
 import sys
 from dataclasses import dataclass
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ._fuse_modules import fit_residual, join_sizes, laid_out
+from ._fuse_values import Questions, Rest, StandIn, Untraceable
+
 __all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_forward"]
 
 _STANDARD = frozenset(nn.Module().__dict__) - {"training"}
 _numbers = itertools.count()
-_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
-
-
-class Untraceable(Exception):
-    """Why a forward is not understood."""
-
-
-class _Proxy(fx.Proxy):
-    """A stand-in that passes for a tensor, and tells ``a += b`` from ``a = a + b``: the first writes into a tensor that
-    others may hold."""
-
-    _is_param = _is_buffer = False  # what isinstance(…, nn.Parameter) and nn.Buffer ask
-
-    @property
-    def __class__(self) -> type:
-        return Tensor  # `if isinstance(x, Tensor)` takes the branch that it will take
-
-
-def _in_place(name: str) -> Any:
-    target = getattr(operator, name)
-
-    def method(self: _Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _name in _IN_PLACE:
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+# Where C code would look for numbers, sequences, arrays or types, in some versions of torch, and what earlier fusing
+# wrote: written down as is.
+_RECORDED = (
+    torch.tensor, torch.as_tensor, torch.asarray, torch.zeros, torch.ones, torch.empty, torch.full, torch.eye,
+    torch.arange, torch.linspace, torch.logspace, torch.rand, torch.randn, torch.randint, torch.randperm,
+    torch.tril_indices, torch.triu_indices, torch.reshape, torch.tile, torch.roll, torch.broadcast_to,
+    torch.broadcast_shapes, torch.permute, torch.repeat_interleave, torch.avg_pool1d, torch.finfo, torch.iinfo,
+    fit_residual, join_sizes, laid_out,
+)  # fmt: skip
+_TAKE_SIZES = ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty",
+               "rand", "randn")  # fmt: skip
 
 
 def _modes() -> tuple:
-    modes: list = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+    modes: list = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+                   torch._C._len_torch_function_stack()]  # torch.device as a context, for one  # fmt: skip
     for device in ("cpu", "cuda"):
         modes += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
     # Activation checkpointing without reentry; torch has no public name for it.
@@ -75,23 +62,37 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, questions: Questions) -> None:
+        super().__init__(autowrap_functions=_RECORDED)
+        self._autowrap_search += [torch, nn.functional]
+        self.questions = questions
         self._modes = _modes()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return StandIn(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> fx.Proxy:
+        if any(type(a) is Rest for a in args):
+            first = 1 if kind == "call_method" else 0
+            if (target if first else getattr(target, "__name__", "")) not in _TAKE_SIZES:
+                raise Untraceable("it takes apart a shape whose length is not known")
+            sizes = [StandIn(a.spend(), self) if type(a) is Rest else a for a in args[first:]]
+            joined = sizes[0] if len(sizes) == 1 else super().create_proxy("call_function", join_sizes, (*sizes,), {})
+            args = (*args[:first], joined)
+        return super().create_proxy(kind, target, args, kwargs, *more, **options)
 
     def create_arg(self, a: Any) -> Any:
+        if type(a) is Rest:
+            raise Untraceable("it takes apart a shape whose length is not known")
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph keeps no context managers.
         if _modes() != self._modes:
-            raise Untraceable("a part of it runs under a grad or autocast mode or checkpointing of its own")
+            raise Untraceable("a part of it runs under a grad, autocast or device mode or checkpointing of its own")
         return super().create_node(*args, **kwargs)
 
 
@@ -115,12 +116,15 @@ class _Trace:
     graph: fx.Graph
     live: frozenset[str]
     read: frozenset[str]
+    assumed: bool
 
 
 def trace_forward(module: nn.Module) -> Forward:
     """The forward of a module with its children as leaves; Untraceable says why there is none."""
     if "forward" in module.__dict__:
         raise Untraceable("its forward was replaced on the object")
+    if _catches(getattr(inspect.unwrap(type(module).forward), "__code__", None)):
+        raise Untraceable("it catches errors, of which a stand-in may raise others than a tensor")
     randomness = _randomness(module)
     try:
         training = _trace(module, live=False, training=True)
@@ -131,6 +135,8 @@ def trace_forward(module: nn.Module) -> Forward:
             with entered:
                 if _skeleton(training) != _skeleton(_trace(module, live=False, training=True)):
                     raise Untraceable(f"what it does depends on {mode} being on")
+        if training.assumed and not _same_otherwise(module, training):
+            raise Untraceable("what it does depends on the type of a value, which is not certain")
         # A stand-in is never None: `if shortcut is not None` has to be tried.
         for argument, value in _switches(module):
             given = _trace(module, live=False, training=True, arguments={argument: value})
@@ -155,6 +161,27 @@ def trace_forward(module: nn.Module) -> Forward:
     return Forward(training.graph, training.read - {"training"}, "training" in training.read)
 
 
+def _catches(code: Any) -> bool:
+    """Whether code, or a function within it, goes on after an error."""
+    if not isinstance(code, CodeType):
+        return False
+    names = [instruction.opname for instruction in dis.get_instructions(code)]
+    any_error = ("PUSH_EXC_INFO", "POP_TOP") in itertools.pairwise(names)  # except without a class
+    return (
+        any_error
+        or not {"CHECK_EXC_MATCH", "CHECK_EG_MATCH"}.isdisjoint(names)
+        or "suppress" in code.co_names
+        or any(map(_catches, code.co_consts))
+    )
+
+
+def _namespaces(kind: type) -> list[dict[str, Any]]:
+    """The globals of a class's own methods."""
+    methods = [value for base in kind.__mro__ for value in vars(base).values() if isinstance(value, FunctionType)]
+    methods = [method for method in methods if (method.__module__ or "").partition(".")[0] != "torch"]
+    return list({id(space): space for space in (inspect.unwrap(method).__globals__ for method in methods)}.values())
+
+
 def _switches(module: nn.Module) -> list[tuple[str, Any]]:
     """Arguments that a forward may decide by without asking a tensor, with values to try."""
     parameters = inspect.signature(type(module).forward).parameters.values()
@@ -165,8 +192,32 @@ def _switches(module: nn.Module) -> list[tuple[str, Any]]:
     ]
 
 
-def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str, Any] | None = None) -> _Trace:
-    tracer = _Tracer()
+def _same_otherwise(module: nn.Module, trace: _Trace) -> bool:
+    """Whether the forward does the same, or says that it cannot, where its values are not the tensors assumed."""
+    try:
+        other = _trace(module, live=False, training=True, otherwise=True)
+    except Exception as error:
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if last is None or isinstance(error, Untraceable):
+            return False
+        code = last.tb_frame.f_code
+        said = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+        return said and not code.co_filename.startswith(os.path.dirname(torch.__file__))
+    return other.graph.python_code("self").src == trace.graph.python_code("self").src
+
+
+def _trace(
+    module: nn.Module,
+    *,
+    live: bool,
+    training: bool,
+    arguments: dict[str, Any] | None = None,
+    otherwise: bool = False,
+) -> _Trace:
+    questions = Questions(module, otherwise)
+    tracer = _Tracer(questions)
     base = type(module)
     read: set[str] = set()
     named: set[str] = set()
@@ -197,11 +248,16 @@ def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str
         for child, _ in modes:
             child.__dict__["training"] = training
         recording = True
-        graph = tracer.trace(shell, arguments)
+        with questions.answered(_namespaces(base)):
+            graph = tracer.trace(shell, arguments)
     finally:
         recording = False
         for child, mode in modes:
             child.__dict__["training"] = mode
+    if questions.rests:
+        raise Untraceable("it takes apart a shape whose length is not known")
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # code made of it would tell torch.fx to wrap names that it does not have
     for name, value in shell.__dict__.items():
         if name == "training":
             continue
@@ -211,7 +267,7 @@ def _trace(module: nn.Module, *, live: bool, training: bool, arguments: dict[str
         if value is not before and not (type(value) is type(before) and _same_items(value, before)):
             raise Untraceable(f"it sets or changes the attribute {name!r}" if name not in _STANDARD
                               else "it registers parameters, buffers or modules")  # fmt: skip
-    return _Trace(graph, frozenset(named), frozenset(read))
+    return _Trace(graph, frozenset(named), frozenset(read), questions.assumed)
 
 
 def _same_items(value: Any, before: Any) -> bool:

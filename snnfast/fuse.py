@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from ._fuse_match import Match, Site, Survey, is_container
-from ._fuse_modules import FusedNeuron, FusedOverTime, fit_residual, fused_layer
+from ._fuse_match import Survey, is_container
+from ._fuse_modules import FusedNeuron, FusedOverTime, fit_residual, fused_layer, laid_out
+from ._fuse_sites import Match, Site
 from ._fuse_trace import give_forward
 
 __all__ = ["FuseReport", "Fused", "Left", "fuse"]
@@ -69,7 +70,11 @@ def fuse(model: nn.Module) -> FuseReport:
     A batch norm is fused where the network shows that its output [T, B, C, ...] goes to one neuron and nowhere else,
     by itself or with one other current added: ``OverTime(batch norm)`` or an OverTime that ends in one before the
     neuron, ``x.flatten(0, 1)`` → batch norm → ``.unflatten(0, (T, B))`` in a forward, and a batch norm of [B, C, ...]
-    before a neuron called with ``steps``. Everything else is left as it is and named in the report with the reason.
+    before a neuron called with ``steps``. ``reshape`` and ``view`` are as good as ``unflatten`` where T and B come from
+    the shape of what was folded, or the other sizes leave nothing else: ``T, B, C, H, W = x.shape``,
+    ``.reshape(T, B, -1, H // 2, W // 2)``. If they, or ``transpose`` and ``permute``, rearrange more than time and
+    batch, the fused layer comes first and its spikes are rearranged, which is the same for a neuron that treats all
+    channels alike and carries no state. Everything else is left as it is and named in the report with the reason.
 
     The model computes the same as before, up to the rounding of the batch statistics, and is the same object.
     Parameters and buffers are the same objects under the same keys of the state dict, so optimizers made before and
@@ -81,7 +86,8 @@ def fuse(model: nn.Module) -> FuseReport:
     Where a current is added, or the forward reshapes or holds it, the forward of the module that does so is written
     anew from its torch.fx graph: its class becomes a subclass, and attributes that decided the graph cannot be set to
     other values (AttributeError); numbers that only enter the arithmetic can. What a graph does not show, such as
-    printing, such a forward does no more. Elsewhere forwards stay as they are.
+    printing, such a forward does no more. Elsewhere forwards stay as they are. What a forward asks of its values, such
+    as ``isinstance(x, Tensor)``, is answered by what they will be; where that is not certain and matters, it is left.
     A forward that cannot be traced must not look between a batch norm and its neuron: by calling the children of an
     nn.Sequential one by one, or another method of a child that ends at the batch norm. It would see spikes. A hook that
     is put on an inner nn.Sequential after fusing does not run, and a residual must not be larger than the current.
@@ -157,7 +163,7 @@ def _exchange(model: nn.Module, match: Match, layer: nn.Module) -> None:
     """Puts the fused layer and the neuron's stand-in in place."""
     site = match.site
     _set_child(model, site.name, layer)
-    _set_child(model, match.neuron_name, FusedNeuron(layer, site.name, match.called_alone))
+    _set_child(model, match.neuron_name, FusedNeuron(layer, site.name, match.called_alone, match.batch is not None))
     if site.over_time is not None:
         site.over_time[1].__class__ = FusedOverTime
 
@@ -173,37 +179,55 @@ def _rewrite(match: Match) -> None:
     node = _expand(match.site)
     (current,) = node.all_input_nodes
     for user in list(node.users):
-        if user not in (match.addition, match.split, neuron):
+        if user not in (*match.between, neuron):
             user.replace_input_with(node, current)  # asks for the shape
-    residual, held = match.residual, match.steps is not None
-    options = {"steps": match.steps} if held else {}
-
-    def split(value: fx.Node) -> fx.Node:
-        before = match.split.args[0]
-        return graph.node_copy(match.split, lambda n: value if n is before else n)
-
-    def fit() -> tuple[fx.Node, fx.Node]:
-        both = graph.call_function(fit_residual, (residual, current))
-        return tuple(graph.call_function(operator.getitem, (both, i)) for i in range(2))
-
     with graph.inserting_before(neuron):
-        fits = residual is not None and match.site.over_time is None  # FusedOverTime does it itself
-        if fits and match.split_after_addition:
-            current, residual = fit()
-        if match.split is not None:
-            current = split(current)
-            if residual is not None and match.split_after_addition:
-                residual = split(residual)
-        if fits and not match.split_after_addition:
-            current, residual = fit()
-        if residual is not None:
-            options["residual"] = residual
-        fused = graph.call_module(node.target, (current,), options)
+        fused = _spikes_rearranged(match, node, current) if match.batch is not None else _fused(match, node, current)
+        if match.site.over_time is None and current.op != "call_module":
+            fused = graph.call_function(laid_out, (fused, current))
     neuron.args, neuron.kwargs = (fused,), {"fused": True} if match.called_alone else {}
-    last_first = (match.split, match.addition) if match.split_after_addition else (match.addition, match.split)
-    for old in (*last_first, node):
-        if old is not None:
-            graph.erase_node(old)
+    for old in (*reversed(match.between), node):
+        graph.erase_node(old)
+
+
+def _fused(match: Match, node: fx.Node, current: fx.Node) -> fx.Node:
+    """Calls the fused layer with the current and the residual as the neuron would have seen them."""
+    graph, residual, before = node.graph, None, node
+    for old in match.between:
+        if old is match.addition:
+            residual = match.residual
+            if match.site.over_time is None:  # FusedOverTime does it itself
+                both = graph.call_function(fit_residual, (residual, current))
+                current, residual = (graph.call_function(operator.getitem, (both, i)) for i in range(2))
+        else:
+            current = _again(old, before, current)
+            if residual is not None and old is match.split:
+                residual = _again(old, before, residual)
+        before = old
+    options = {} if match.steps is None else {"steps": match.steps}
+    if residual is not None:
+        options["residual"] = residual
+    return graph.call_module(node.target, (current,), options)
+
+
+def _spikes_rearranged(match: Match, node: fx.Node, current: fx.Node) -> fx.Node:
+    """Calls the fused layer with [T, B, C, ...], and does with its spikes what was done with the batch norm's output:
+    which of an elementwise neuron and what rearranges within samples comes first is the same."""
+    graph = node.graph
+    over_time = graph.call_method("unflatten", (current, 0, match.batch))
+    value = graph.call_method("flatten", (graph.call_module(node.target, (over_time,)), 0, 1))
+    before = node
+    for old in match.between:
+        value, before = _again(old, before, value), old
+    return value
+
+
+def _again(old: fx.Node, before: fx.Node, value: fx.Node) -> fx.Node:
+    """A node once more, for another value. It may be laid out so that a view of it is none: a reshape is."""
+    copy = old.graph.node_copy(old, lambda n: value if n is before else n)
+    if copy.op == "call_method":
+        copy.target = {"view": "reshape", "view_as": "reshape_as"}.get(str(copy.target), copy.target)
+    return copy
 
 
 def _expand(site: Site) -> fx.Node:

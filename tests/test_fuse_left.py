@@ -265,7 +265,7 @@ def checkpoints_activations(self, x):
         (draws_random_numbers, "random numbers"),
         (sets_an_attribute, "sets or changes the attribute 'last'"),
         (makes_a_tensor, "makes a tensor"),
-        (without_gradients, "a grad or autocast mode"),
+        (without_gradients, "a grad, autocast or device mode"),
         (other_in_training, "in training and in evaluation"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
