@@ -239,7 +239,7 @@ def compiled(folder: Path, given: dict[str, bytes], options: dict[str, str], loc
     try:
         with open(folder / "log", "a") as log:
             said = run(configure, log, lock)
-            announce(build, "CUDA compiler identification" in said, options, folder if lock is not None else None)
+            announce(build, "CUDA compiler identification" in said, options, lock is not None)
             run(["cmake", "--build", str(build)], log, lock)
     except SystemExit:
         if tried_before:  # failed twice: what an earlier attempt left may be the reason
@@ -248,7 +248,7 @@ def compiled(folder: Path, given: dict[str, bytes], options: dict[str, str], loc
     return finish(folder, next(build.glob("_core*.so")))
 
 
-def announce(build: Path, cuda: bool, options: dict[str, str], cached: Path | None) -> None:
+def announce(build: Path, cuda: bool, options: dict[str, str], cached: bool) -> None:
     """Says what is compiled, how long it takes and how it takes less, before it starts."""
     architectures = [name for name in options["SNNFAST_CUDA_ARCHS"].split(";") if name] if cuda else []
     files = len(re.findall(r"^build \S+\.o: ", (build / "build.ninja").read_text(), re.MULTILINE))
@@ -266,10 +266,12 @@ def announce(build: Path, cuda: bool, options: dict[str, str], cached: Path | No
         gpus = gpus_here()
         share = f"the CUDA part is {minutes(seconds - CPU_KERNELS_SECONDS)} of CPU time"
         if not gpus:
-            lines.append(f"{share}, and no GPU answers here: SNNFAST_CUDA=0 leaves it out")
+            one = "SNNFAST_CUDA_ARCHS=90, say, builds for one kind of GPU alone"
+            lines.append(f"{share}, and no GPU answers here: SNNFAST_CUDA=0 leaves it out, {one}")
         elif len(architectures) > len(gpus):
             lines.append(f"{share}: SNNFAST_CUDA_ARCHS='{';'.join(gpus)}' builds for this machine's GPU alone")
-    lines.append("pip shows the progress with -v" + (", and the next attempt goes on from here" if cached else ""))
+    kept = "; an interrupted build goes on where it stopped, and a finished one is kept" if cached else ""
+    lines.append(f"pip shows the progress with -v{kept}")
     for line in lines:
         say(line)
     tell_terminal("\n".join(f"snnfast: {line}" for line in lines))

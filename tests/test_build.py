@@ -389,7 +389,7 @@ def test_a_build_says_first_what_cuda_costs(setup_py, monkeypatch, capsys, tmp_p
     (tmp_path / "build.ninja").write_text("build a.cpp.o: CXX a.cpp\nbuild b.cu.o: CUDA b.cu\n")
     monkeypatch.setattr(setup_py, "gpus_here", lambda: gpus)
     monkeypatch.setenv("CI", "1")  # not to the terminal of whoever runs the tests
-    setup_py.announce(tmp_path, True, {"SNNFAST_CUDA": cuda, "SNNFAST_CUDA_ARCHS": archs}, None)
+    setup_py.announce(tmp_path, True, {"SNNFAST_CUDA": cuda, "SNNFAST_CUDA_ARCHS": archs}, False)
     said = capsys.readouterr().err
     count = len(archs.split(";"))
     assert said.startswith("snnfast: compiling 2 files (CPU kernels for every instruction set, CUDA kernels for ")
@@ -404,7 +404,7 @@ def test_more_architectures_are_said_to_take_longer(setup_py, monkeypatch, capsy
     monkeypatch.setenv("CI", "1")
     found = []
     for cuda, archs in ((False, ""), (True, "90"), (True, "80;90;100;120")):
-        setup_py.announce(tmp_path, cuda, {"SNNFAST_CUDA": "1", "SNNFAST_CUDA_ARCHS": archs}, None)
+        setup_py.announce(tmp_path, cuda, {"SNNFAST_CUDA": "1", "SNNFAST_CUDA_ARCHS": archs}, False)
         found.append(int(re.search(r"about (\d+) minute", capsys.readouterr().err)[1]))
     assert found == sorted(set(found))
 
