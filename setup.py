@@ -237,10 +237,9 @@ def compiled(folder: Path, given: dict[str, bytes], options: dict[str, str], loc
     configure += [f"-D{name}={value}" for name, value in options.items()]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     try:
-        with open(folder / "log", "a") as log:
-            said = run(configure, log, lock)
-            announce(build, "CUDA compiler identification" in said, options, lock is not None)
-            run(["cmake", "--build", str(build)], log, lock)
+        said = run(configure, folder, lock)
+        announce(build, "CUDA compiler identification" in said, options, lock is not None)
+        run(["cmake", "--build", str(build)], folder, lock)
     except SystemExit:
         if tried_before:  # failed twice: what an earlier attempt left may be the reason
             shutil.rmtree(build, ignore_errors=True)
@@ -309,16 +308,21 @@ def tell_terminal(text: str) -> None:
             os.close(terminal)
 
 
-def run(command: list[str], log, lock: int | None) -> str:
-    """Runs a build step and shows what it says at once; on failure ends the build with the tool's own words again.
+def run(command: list[str], folder: Path, lock: int | None) -> str:
+    """Runs a build step, logs and shows what it says at once; on failure ends the build with the tool's words again.
 
     The step inherits the lock, so that one that outlives this process keeps it.
     """
     began = time.monotonic()
-    environment = os.environ | {"NINJA_STATUS": "[%f/%t] "}
+    # ccache, where CMake is told to use it, must not take the name of the folder for a part of the source.
+    environment = os.environ | {"NINJA_STATUS": "[%f/%t] ", "CCACHE_BASEDIR": str(folder), "CCACHE_NOHASHDIR": "1"}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     said: list[str] = []
-    with subprocess.Popen(command, env=environment, pass_fds=() if lock is None else (lock,), **pipe) as step:
+    held = () if lock is None else (lock,)
+    with (
+        open(folder / "log", "a") as log,
+        subprocess.Popen(command, env=environment, pass_fds=held, **pipe) as step,
+    ):
         for line in step.stdout:
             said.append(line)
             log.write(line)
