@@ -46,8 +46,11 @@ with open(os.environ["FAKE_CALLS"], "a") as calls:
 half.touch()
 say("[1/2] Building a.cpp.o")
 say("ptxas info    : Used 8 registers")
+began = time.monotonic()
 while "FAKE_WAIT" in os.environ and not os.path.exists(os.environ["FAKE_WAIT"]):
     time.sleep(0.01)
+    if time.monotonic() - began > 30:
+        raise SystemExit("waited in vain")
 if "FAKE_FAILS" in os.environ:
     say(os.environ["FAKE_FAILS"])
     raise SystemExit(1)
