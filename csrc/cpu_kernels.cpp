@@ -30,7 +30,7 @@ bool may_stream(const void* data, const Layout& layout, const Strides& strides) 
 }
 
 template <class S>
-void start_state(S* v, const S* initial, S otherwise, const Tile& tile) {
+SNNFAST_ONCE_A_TILE void start_state(S* v, const S* initial, S otherwise, const Tile& tile) {
     for (i64 i = 0; i < tile.count; ++i) v[i] = initial ? initial[tile.flat + i] : otherwise;
     for (i64 i = tile.count; i < tile.span; ++i) v[i] = S(0);
 }
@@ -166,14 +166,15 @@ private:
     alignas(64) S v_[tile_length] = {};
 };
 
-template <class Storage, class D, class Surrogate, Currents How, bool Extras>
+// Of the backward pass, `walk_back` alone knows the surrogate: everything else is compiled once for all of them.
+template <class Storage, class D, Currents How, bool Extras>
 class BackwardTiles {
     using S = State<Storage>;
     using V = Vector<S>;
     static constexpr int most = pass_steps<Extras>;
 
 public:
-    explicit BackwardTiles(const BackwardCall& call)
+    SNNFAST_ONCE_A_TILE explicit BackwardTiles(const BackwardCall& call)
         : call_(call), dynamics_(call.dynamics), coefficients_(call.dynamics, call.tables, call.layout),
           currents_(call), gamma_(S(call.surrogate.gamma)), beta_(S(call.surrogate.beta)),
           grad_spikes_(static_cast<const Storage*>(call.grad_spikes), call.layout.grad_spikes, call.layout.steps,
@@ -187,8 +188,25 @@ public:
           may_stream_(may_stream<Storage>(call.grad_current, call.layout, call.layout.grad_current) &&
                       may_stream<Storage>(call.grad_residual, call.layout, call.layout.grad_current)) {}
 
+    template <class Surrogate>
     void run(const Tile& tile) {
-        const Layout& layout = call_.layout;
+        const i64 steps = call_.layout.steps;
+        enter(tile);
+        for (i64 first = (steps - 1) / checkpoint_interval * checkpoint_interval; first >= 0;
+             first -= checkpoint_interval) {
+            const i64 last = first + checkpoint_interval < steps ? first + checkpoint_interval : steps;
+            const i64 fresh = rebuild_block(tile, first, last);
+            if constexpr (!Extras)
+                if (fresh < last) walk_back<Surrogate, most, true>(tile, first, fresh);
+            for_each_pass<most>(first, fresh, [&](auto steps, i64 from) {  // in reverse, from last to first
+                walk_back<Surrogate, steps(), false>(tile, first, first + fresh - steps() - from);
+            });
+        }
+        leave(tile);
+    }
+
+private:
+    SNNFAST_ONCE_A_TILE void enter(const Tile& tile) {
         coefficients_.enter(tile);
         currents_.enter(tile);
         g_ = grad_spikes_.enter(tile);
@@ -198,28 +216,12 @@ public:
         start_state(grad_v_, static_cast<const S*>(call_.grad_last), S(0), tile);
         for (S* sum : {sum_threshold_, sum_tau_, sum_gradient_, sum_product_})
             std::memset(sum, 0, tile.span * sizeof(S));
-        const i64 blocks = (layout.steps + checkpoint_interval - 1) / checkpoint_interval;
-        for (i64 b = blocks - 1; b >= 0; --b) {
-            const i64 first = b * checkpoint_interval;
-            const i64 last = first + checkpoint_interval < layout.steps ? first + checkpoint_interval : layout.steps;
-            const S* start = b == 0 ? static_cast<const S*>(call_.initial)
-                                    : static_cast<const S*>(call_.checkpoints) + (b - 1) * layout.neurons();
-            start_state(block_v_, start, S(rest(dynamics_)), tile);
-            std::memcpy(v_, block_v_, tile.span * sizeof(S));
-            // The last pass is walked back as it is rebuilt: its potentials need not leave the registers.
-            i64 fresh = last;
-            if constexpr (!Extras)
-                if (last - first >= most) fresh = last - most;
-            for_each_pass<most>(first, fresh, [&](auto steps, i64 from) { rebuild<steps()>(tile, first, from); });
-            if constexpr (!Extras)
-                if (fresh < last) walk_back<most, true>(tile, first, fresh);
-            for_each_pass<most>(first, fresh, [&](auto steps, i64 from) {  // in reverse, from last to first
-                walk_back<steps(), false>(tile, first, first + fresh - steps() - from);
-            });
-        }
+    }
+
+    SNNFAST_ONCE_A_TILE void leave(const Tile& tile) {
         grad_current_.leave(tile);
         grad_residual_.leave(tile);
-        if (layout.held) finish_held(tile);
+        if (call_.layout.held) finish_held(tile);
         keep(call_.grad_initial, tile, grad_v_);
         keep(call_.grad_threshold, tile, sum_threshold_);
         keep(call_.grad_tau, tile, sum_tau_);
@@ -228,7 +230,19 @@ public:
         if (may_stream_) end_of_streaming();
     }
 
-private:
+    // The potentials of a block's steps before the one returned. The last pass is walked back as it is rebuilt: its
+    // potentials need not leave the registers.
+    SNNFAST_ONCE_A_TILE i64 rebuild_block(const Tile& tile, i64 first, i64 last) {
+        const i64 b = first / checkpoint_interval;
+        const S* start = b == 0 ? static_cast<const S*>(call_.initial)
+                                : static_cast<const S*>(call_.checkpoints) + (b - 1) * call_.layout.neurons();
+        start_state(block_v_, start, S(rest(dynamics_)), tile);
+        std::memcpy(v_, block_v_, tile.span * sizeof(S));
+        const i64 fresh = !Extras && last - first >= most ? last - most : last;
+        for_each_pass<most>(first, fresh, [&](auto steps, i64 from) { rebuild<steps()>(tile, first, from); });
+        return fresh;
+    }
+
     // The charged potentials of a pass's steps; the potential after them is kept for the next pass.
     template <int Steps>
     SNNFAST_HD void rebuild_vector(V (&h)[Steps], const Coefficients<V>& k, i64 from, i64 i) {
@@ -253,7 +267,7 @@ private:
         }
     }
 
-    template <int Steps, bool Fresh>
+    template <class Surrogate, int Steps, bool Fresh>
     void walk_back(const Tile& tile, i64 block, i64 from) {
         const i64 delay = Extras && call_.dynamics.delay;
         // Steps whose spike was emitted and has a gradient.
@@ -352,7 +366,7 @@ private:
     }
 
     void keep_narrow(void* to, const Tile& tile) { keep_narrow(to, tile, sum_gradient_); }
-    void keep_narrow(void* to, const Tile& tile, const S* from) {
+    static SNNFAST_ONCE_A_TILE void keep_narrow(void* to, const Tile& tile, const S* from) {
         if (!to) return;
         for (i64 i = 0; i < tile.count; ++i) static_cast<Storage*>(to)[tile.flat + i] = Narrow<Storage>::from(from[i]);
     }
@@ -382,15 +396,20 @@ private:
     alignas(64) S sum_tau_[tile_length];
 };
 
-template <class Storage, class Tiles, class Call>
-void run_tiles(const Call& call, int threads) {
+template <class Storage, class Tiles, class Call, class Run>
+void run_tiles(const Call& call, int threads, Run run) {
     const i64 count = call.layout.outer * tiles_per_outer(call.layout);
     const bool serial = call.layout.neurons() * call.layout.steps < serial_threshold;
     parallel_for(count, serial ? 1 : threads, [&](i64 first, i64 last) {
         Tiles tiles(call);
         for (i64 index = first; index < last; ++index)
-            for_each_part<Storage>(call.layout, index, [&](const Tile& tile) { tiles.run(tile); });
+            for_each_part<Storage>(call.layout, index, [&](const Tile& tile) { run(tiles, tile); });
     });
+}
+
+template <class Storage, class Tiles, class Call>
+void run_tiles(const Call& call, int threads) {
+    run_tiles<Storage, Tiles>(call, threads, [](Tiles& tiles, const Tile& tile) { tiles.run(tile); });
 }
 
 template <class Use>
@@ -449,7 +468,10 @@ void backward_on_cpu(const BackwardCall& call, int threads) {
         with_policies<State<Storage>>(call, extras, fast_sigmoid, [&](auto dynamics, auto how, auto with_extras) {
             using D = decltype(dynamics);
             const auto run = [&](auto shape) {
-                run_tiles<Storage, BackwardTiles<Storage, D, decltype(shape), how(), with_extras()>>(call, threads);
+                using Tiles = BackwardTiles<Storage, D, how(), with_extras()>;
+                run_tiles<Storage, Tiles>(call, threads, [](Tiles& tiles, const Tile& tile) {
+                    tiles.template run<decltype(shape)>(tile);
+                });
             };
             // Kernels that know the dynamics or normalize know the surrogate too: each kind more is build time.
             if constexpr (with_extras() || (std::is_same_v<D, General<State<Storage>>> && how() == Currents::plain))

@@ -44,9 +44,12 @@ void for_each_part(const Layout& layout, i64 index, Run run) {
     if (whole < count) run(Tile{outer, first + whole, count - whole, lanes<Storage>, flat + whole, true});
 }
 
+// What runs once a tile is kept out of the kernels that call it: copies of it would be most of what is compiled.
+#define SNNFAST_ONCE_A_TILE __attribute__((noinline))
+
 // Writes one value per neuron of a tile to an array of all neurons; null: not wanted.
 template <class S>
-void keep(void* to, const Tile& tile, const S* from) {
+SNNFAST_ONCE_A_TILE void keep(void* to, const Tile& tile, const S* from) {
     if (to) std::memcpy(static_cast<S*>(to) + tile.flat, from, tile.count * sizeof(S));
 }
 
@@ -69,7 +72,7 @@ public:
     TileRows(T* data, const Strides& strides, i64 steps, i64 width)
         : data_(data), strides_(strides), steps_(strides.step == 0 ? 1 : steps), width_(width) {}
 
-    Rows<T> enter(const Tile& tile) {
+    SNNFAST_ONCE_A_TILE Rows<T> enter(const Tile& tile) {
         if (!data_) return {};
         const Rows<T> rows{data_ + tile.outer * strides_.outer + tile.first, strides_.step};
         if (!tile.staged) return rows;
@@ -79,7 +82,7 @@ public:
     }
 
     // Takes a staged tile's results back to where they belong.
-    void leave(const Tile& tile) {
+    SNNFAST_ONCE_A_TILE void leave(const Tile& tile) {
         if (data_ && tile.staged)
             copy(data_ + tile.outer * strides_.outer + tile.first, strides_.step, column_.data(), width_, tile.count);
     }
@@ -108,7 +111,7 @@ public:
         }
     }
 
-    void enter(const Tile& tile) {
+    SNNFAST_ONCE_A_TILE void enter(const Tile& tile) {
         // With channels that change fast (channels-last), every tile has the values of the one before.
         const i64 phase = tile.flat % (layout_.channels * layout_.channel_stride);
         if (phase == phase_ && tile.count <= filled_) return;

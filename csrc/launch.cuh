@@ -133,7 +133,10 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
     if (wide && fast_sigmoid && !extras && fits_registers) {
         if (is_hard_detached(call.dynamics)) return run_specialised_backward<HardDetached<S>>(call, stream);
         if (is_soft_attached(call.dynamics)) return run_specialised_backward<SoftAttached<S>>(call, stream);
-        if (normalized) return run_specialised_backward<General<S>>(call, stream);
+        if constexpr (sizeof(Storage) < 8)  // where else normalized currents do not come here
+            if (normalized)
+                return run_backward<width, checkpoint_interval, FastSigmoid, General<S>, Currents::normalized, false>(
+                    call, stream);
     }
     // One neuron a thread serves what cannot be read wide, the extras, and normalized currents before another surrogate
     // than the paper's: wide kernels for those would lengthen the build by a half, for calls that are few.
