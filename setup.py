@@ -8,6 +8,7 @@ the cmake and Python that it names in them, after every attempt.
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import platform
 import re
@@ -277,7 +278,7 @@ def announce(build: Path, cuda: bool, options: dict[str, str], cached: bool) -> 
 
 
 def minutes(seconds: float) -> str:
-    count = max(1, round(seconds / 60))
+    count = math.ceil(seconds / 60)
     return f"{count} minute{'s' * (count > 1)}"
 
 
