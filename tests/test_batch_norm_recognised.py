@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 import snnfast as sf
 from snnfast import models
+from snnfast._fuse_reshape import of_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 C = 5
@@ -294,3 +295,12 @@ def test_a_normalized_current_is_checked_for_its_channels() -> None:
     layer._check_input_dim(torch.ones(2, C))
     with pytest.raises(ValueError, match=r"channel dimension.*\[3\]"):
         layer._check_input_dim(torch.ones(3))
+
+
+def test_fuse_takes_a_layers_second_dimension_for_the_batch_not_for_channels() -> None:
+    def before(i: int) -> tuple[str, int]:
+        return "dimension", i
+
+    for layer in (sf.BatchNormIF(C), sf.BatchNormLIF(C)):
+        assert [of_module(layer, before, i) for i in range(3)] == [before(i) for i in range(3)]
+    assert of_module(nn.BatchNorm2d(C), before, 1) == (f"={C}",)

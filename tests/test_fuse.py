@@ -224,6 +224,7 @@ def test_a_batch_norm_before_a_neuron_in_a_sequential_is_fused_under_its_name(mo
     assert type(model) is nn.Sequential
 
 
+@pytest.mark.filterwarnings("ignore:the state dict has no metadata")  # plain dicts
 def test_learned_thresholds_and_time_constants_keep_their_keys_and_load_from_old_checkpoints():
     def make():
         return sequential(norm(3), sf.LIF(torch.rand(3) + 1.5, torch.rand(3), learn_tau=True), nn.Identity(),
@@ -247,6 +248,7 @@ def test_learned_thresholds_and_time_constants_keep_their_keys_and_load_from_old
         model.load_state_dict(old)
 
 
+@pytest.mark.filterwarnings("ignore:the state dict has no metadata")  # plain dicts
 def test_tensors_follow_to_another_dtype_and_load_afterwards():
     model = sequential(norm(3), sf.LIF(torch.rand(3) + 1.5, torch.rand(3)))
     sf.fuse(model)
