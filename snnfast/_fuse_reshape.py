@@ -68,7 +68,7 @@ class Shapes:
                 module = self.module.get_submodule(str(node.target))
                 while isinstance(module, nn.Sequential) and len(module):
                     module = module[0]
-                if isinstance(module, (_ConvNd, _BatchNorm)):
+                if isinstance(module, (_ConvNd, _BatchNorm)) and not isinstance(module, _Neuron):
                     number = module.in_channels if isinstance(module, _ConvNd) else module.num_features
                     self.known[self.dimension(node.args[0], 1)] = number
 
@@ -285,7 +285,7 @@ def of_module(module: nn.Module, of: Callable[[int], Dimension | None], i: int) 
         return of(i) if i < 2 else None
     if i == 1 and isinstance(module, _ConvNd):
         return (f"={module.out_channels}",)
-    if i == 1 and isinstance(module, _BatchNorm) and not isinstance(module, _Neuron):  # whose channels are third
+    if i == 1 and isinstance(module, _BatchNorm) and not isinstance(module, _Neuron):  # those have [T, B, C, ...]
         return (f"={module.num_features}",)
     same = isinstance(module, _SAME_SHAPE) or (isinstance(module, _BY_SAMPLE) and i == 0)
     return of(i) if same or (isinstance(module, _ConvNd) and keeps_size(module)) else None
