@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 from torch.autograd.function import Function
+from torch.compiler import is_dynamo_compiling
 
 from .dynamics import state_dtype
 
@@ -112,7 +113,7 @@ def op(
     def call(*arguments: Any) -> Any:
         tensor = arguments[position]
         if (
-            not torch.compiler.is_compiling()
+            not is_dynamo_compiling()
             and type(tensor) in PLAIN_TENSORS
             and (tensor.is_cpu or tensor.is_cuda)
             and torch._C._len_torch_dispatch_stack() == 0

@@ -6,19 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.compiler import is_dynamo_compiling
 
 __all__ = ["Layer", "as_leaf", "recording", "refuse_to_record", "unrecorded"]
 
 # torch 2.6 cannot tell an export from a compilation while dynamo traces; other exports raise the flag for both.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: not torch.compiler.is_dynamo_compiling())
+_is_exporting = getattr(
+    torch.compiler, "is_exporting", lambda: torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+)
 
 
-def recording() -> bool:
+def recording(current: Tensor) -> bool:
     """Whether what runs is written down as ops, to run without us: by torch.export or torch.jit.trace."""
-    if torch.compiler.is_compiling():
+    if is_dynamo_compiling():
         return _is_exporting()
-    return torch._C._is_tracing()
+    return torch._C._is_tracing() or (type(current) is not Tensor and _is_exporting())
 
 
 def unrecorded(check: Callable[..., Any], *arguments: Any) -> Any:
@@ -33,9 +36,9 @@ def unrecorded(check: Callable[..., Any], *arguments: Any) -> Any:
         torch._C._set_tracing_state(state)
 
 
-def refuse_to_record(name: str, why: str) -> None:
+def refuse_to_record(name: str, current: Tensor, why: str) -> None:
     """Raises NotImplementedError where the call is being recorded."""
-    if recording():
+    if recording(current):
         how = "torch.export" if torch.compiler.is_compiling() else "torch.jit.trace"
         raise NotImplementedError(f"{name} cannot be recorded by {how}: {why}")
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
+from torch.compiler import is_dynamo_compiling
 
 from . import ops, packing
 from ._backend import check_device
@@ -41,7 +42,8 @@ class _Integrate(Function):
     @staticmethod
     def backward(ctx, grad_spikes, grad_v_last, grad_potential):
         current, v0, threshold, tau, checkpoints = ctx.saved_tensors
-        grad_v_last, grad_potential = of_asked_for(ctx.keep, grad_v_last, grad_potential)
+        if grad_v_last is not None or grad_potential is not None:
+            grad_v_last, grad_potential = of_asked_for(ctx.keep, grad_v_last, grad_potential)
         if grad_spikes is None and grad_v_last is None and grad_potential is None:
             return (None,) * 9
         _, need_v0, need_threshold, need_tau, *_ = ctx.needs_input_grad
@@ -147,7 +149,7 @@ def run(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Checks a call and runs it. ``keep``: whether v_last and the potential are wanted; they mean nothing otherwise."""
-    recorded = recording()
+    recorded = recording(current)
     given = (dynamics.name, current, v0, threshold, tau, steps, time_dim)
     unrecorded(begin, *given) if recorded else begin(*given)
     held_steps = 0 if steps is None else steps
@@ -182,5 +184,5 @@ def announce(spikes: Tensor) -> None:
 
     Not in a compiled region: its code may reuse the spikes' memory unseen, and must not depend on a context.
     """
-    if not torch.compiler.is_compiling() and packing.active:
+    if not is_dynamo_compiling() and packing.active:
         packing.register(spikes)

@@ -144,6 +144,7 @@ class _Neuron(WithNumbers, Layer):
             )
         refuse_to_record(
             type(self).__name__,
+            current,
             "it carries its state from call to call; record the functional form, whose v0 is an argument and whose "
             "v_last is a result",
         )

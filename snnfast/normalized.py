@@ -8,7 +8,6 @@ steps, checkpoints of the potential: both backward passes rebuild the potentials
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,22 +194,15 @@ def tracked_of_all(moments: Tensor, count: Tensor, mean: Tensor | None, variance
     return tracked if mean is None else tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
 
 
-def track(mean: Tensor, variance: Tensor, found: Tensor, momentum: float | Tensor) -> None:
-    """Moves running statistics towards what a batch had, [2, C]. A momentum that is a tensor is the share of a
-    cumulative mean, taken exactly."""
-    running = torch.stack((mean, variance))
+def track(running: Tensor, found: Tensor, momentum: float | Tensor) -> None:
+    """Moves a running statistic towards what a batch had, as nn.BatchNorm does: lerp would take the difference of two
+    infinities. A momentum that is a tensor is the share of a cumulative mean, taken exactly."""
     if isinstance(momentum, Tensor):
-        running, found, momentum = running.double(), found.double(), momentum.double()
+        running.copy_(running.double() * (1 - momentum) + found.double() * momentum)
+    elif momentum == 1:
+        running.copy_(found)
     else:
-        found = found.to(running.dtype)
-    if not isinstance(momentum, Tensor) and momentum == 1:
-        moved = found
-    else:
-        moved = running.lerp(found, momentum)
-        # Of an infinite statistic lerp takes a difference, which is none of the numbers.
-        moved = torch.where(moved.isnan(), running + found, moved)
-    for statistic, value in zip((mean, variance), moved.unbind(0), strict=True):
-        statistic.copy_(value)
+        running.mul_(1 - momentum).add_(found.to(running.dtype), alpha=momentum)
 
 
 def check_normalized_call(
@@ -359,31 +351,29 @@ def run_normalized(
     mean, variance = running or (None, None)
     per_channel = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
     call = (dynamics.name, norm, current, residual, v0, threshold, tau, steps, time_dim, channels, per_channel)
-    recorded = recording()
+    recorded = recording(current)
     values = unrecorded(check_and_begin, *call) if recorded else check_and_begin(*call)
     held_steps = 0 if steps is None else steps
     given = (current, residual, v0, threshold, tau, weight, bias)
-    count = None
+    present = values > 0
     if recorded:
         if norm.batch and not runs_alone(norm):
-            refuse_to_record(dynamics.name, "its statistics are over several processes; record it in evaluation mode")
+            refuse_to_record(
+                dynamics.name, current, "its statistics are over several processes; record it in evaluation mode"
+            )
         *outputs, tracked = normalized_integrate(
             *given, mean, variance, *dynamics.numbers, norm.eps, norm.batch, held_steps, time_dim, keep
         )
+        # Without a grad mode of its own: an exported program with one inside can be neither saved nor split.
+        update_running(mean, variance, batches, tracked, momentum if norm.batch else None, present)
     else:
         with torch.no_grad():
             moments, tables, tracked, count = batch_statistics(
                 norm, current, weight, bias, mean, variance, held_steps, time_dim
             )
-    # Before the autograd Function: activation checkpointing stops a recomputation there.
-    if norm.batch and momentum is not None:
-        # An exported program with grad modes inside can be neither saved nor split, and needs none here.
-        with nullcontext() if recorded else torch.no_grad():
-            if batches is not None:
-                batches.add_(1)
-            if mean is not None and (values > 0 or count is not None):
-                track(mean, variance, tracked, momentum)
-    if not recorded:
+            # Before the autograd Function: activation checkpointing stops a recomputation there.
+            present = present or count is not None
+            update_running(mean, variance, batches, tracked, momentum if norm.batch else None, present)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             keep |= ops.CHECKPOINTS
             given = for_backward(*given)
@@ -392,6 +382,24 @@ def run_normalized(
         )
     announce(outputs[0])
     return tuple(outputs)
+
+
+def update_running(
+    mean: Tensor | None,
+    variance: Tensor | None,
+    batches: Tensor | None,
+    tracked: Tensor | None,
+    momentum: float | Tensor | None,
+    present: bool,
+) -> None:
+    """Counts a batch, and moves the running statistics towards its own where it had values (``present``)."""
+    if momentum is None:
+        return
+    if batches is not None:
+        batches.add_(1)
+    if mean is not None and present:
+        track(mean, tracked[0], momentum)
+        track(variance, tracked[1], momentum)
 
 
 # The two, statistics included, as one op with a gradient of its own: for networks recorded as ops
