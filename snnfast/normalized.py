@@ -194,15 +194,21 @@ def tracked_of_all(moments: Tensor, count: Tensor, mean: Tensor | None, variance
     return tracked if mean is None else tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
 
 
-def track(running: Tensor, found: Tensor, momentum: float | Tensor) -> None:
-    """Moves a running statistic towards what a batch had, as nn.BatchNorm does: lerp would take the difference of two
-    infinities. A momentum that is a tensor is the share of a cumulative mean, taken exactly."""
-    if isinstance(momentum, Tensor):
-        running.copy_(running.double() * (1 - momentum) + found.double() * momentum)
-    elif momentum == 1:
-        running.copy_(found)
-    else:
-        running.mul_(1 - momentum).add_(found.to(running.dtype), alpha=momentum)
+def track(mean: Tensor, variance: Tensor, found: Tensor, momentum: float | Tensor) -> None:
+    """Moves running statistics towards what a batch had, [2, C].
+
+    As nn.BatchNorm does: lerp would take the difference of two infinities. Each product is rounded on its own, so that
+    compiled code gives the same. A momentum that is a tensor is the share of a cumulative mean, taken exactly.
+    """
+    exact = isinstance(momentum, Tensor)
+    share = (found.double() if exact else found) * momentum
+    for running, part in ((mean, share[0]), (variance, share[1])):
+        if exact:
+            running.copy_(running.double() * (1 - momentum) + part)
+        elif momentum == 1:
+            running.copy_(part)  # whatever was before
+        else:
+            running.mul_(1 - momentum).add_(part)
 
 
 def check_normalized_call(
@@ -398,8 +404,7 @@ def update_running(
     if batches is not None:
         batches.add_(1)
     if mean is not None and present:
-        track(mean, tracked[0], momentum)
-        track(variance, tracked[1], momentum)
+        track(mean, variance, tracked, momentum)
 
 
 # The two, statistics included, as one op with a gradient of its own: for networks recorded as ops

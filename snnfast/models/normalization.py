@@ -69,8 +69,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         # A tensor, the share of a cumulative mean, is read by no host.
         momentum = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.double()
         found = tracked_of_all(moments, count, self.running_mean, self.running_var)
-        track(self.running_mean, found[0], momentum)
-        track(self.running_var, found[1], momentum)
+        track(self.running_mean, self.running_var, found, momentum)
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
