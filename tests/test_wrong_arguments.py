@@ -222,6 +222,7 @@ def tuning_entries() -> dict[str, Entry]:
         "tune_gamma": Entry(tuning.tune_gamma, run, {**trial, "start": "one number", "tolerance": "one number",
                                                      "max_evaluations": "count"}),
         "lr_range_test": Entry(tuning.lr_range_test, run, {**trial, **test}, {"lowest": ("rates",)}),
+        "hold_thresholds": Entry(tuning.hold_thresholds, {"model": net()}, {"model": "module"}),
         "normalize_thresholds": Entry(tuning.normalize_thresholds, run, {"model": "module", "batches": "batches"}),
         "plot_profiles": Entry(tuning.plot_profiles, {"profiles": {}, "path": "x"},
                                {"profiles": "options", "path": "path"}),
@@ -320,7 +321,8 @@ def test_wrong_arguments_are_refused_by_name(name):
 RECORDS = "a record of results, made by the package"
 PARTS = "a part that the networks are made of, by the package"
 LEFT_OUT = {
-    **dict.fromkeys(["GammaSearch", "GradientProfile", "LearningRateRange", "FuseReport", "ImageData"], RECORDS),
+    **dict.fromkeys(["GammaSearch", "GradientProfile", "LearningRateRange", "ImageData"], RECORDS),
+    **dict.fromkeys(["FuseReport", "CheckReport"], RECORDS),
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
     **dict.fromkeys(["BatchNorm2d", "BatchNormReLU"], "torch's own arguments, and a process group"),
     **dict.fromkeys(["names", "data_sets", "build_info", "ACTIVATIONS", "__version__"], "no arguments"),
