@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ._checks import device as check_device
 from .dynamics import DTYPES, check_dtype
 
 __all__ = ["LOGITS", "logit_of", "reset_tables", "set_table", "show_table", "start_of", "write_table"]
@@ -24,6 +25,7 @@ def set_table(
     dtype: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     """Stores a number as it is, a tensor as a buffer, and what is learned as a parameter."""
+    check_device("device", device)
     if dtype is not None and not any(dtype is allowed for allowed in DTYPES):
         raise TypeError(f"dtype must be float32, float64, float16, bfloat16 or None, got {dtype!r}")
     if isinstance(value, Tensor):

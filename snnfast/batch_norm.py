@@ -10,11 +10,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from . import _hints
-from ._checks import device as check_device
 from ._checks import integer
 from ._tables import reset_tables
 from ._tracing import as_leaf
-from .dynamics import DTYPES, flag
+from .dynamics import flag
 from .layers import IF, LIF
 from .normalized import (
     WORLD_ONCE_INITIALISED,
@@ -55,9 +54,6 @@ class _BatchNormNeuron(_BatchNorm):
         dtype: torch.dtype | None,
     ) -> None:
         integer("num_features", num_features, least=0, most=MOST_FEATURES)
-        check_device("device", device)
-        if dtype is not None and dtype not in DTYPES:
-            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
         resolve_group(process_group)
         self.num_features = num_features
         self.eps = eps

@@ -93,8 +93,7 @@ NEURON = {
 }  # fmt: skip
 LEAK = {"tau": "number", "decay_input": "flag"}
 CALL = {"current": "floats", "v0": "floats or None", "steps": "steps or None", "return_potential": "flag"}
-LAYER = {"carry_state": "flag", "learn_threshold": "flag"}
-PLACE = {"device": "device", "dtype": "dtype"}
+LAYER = {"carry_state": "flag", "learn_threshold": "flag", "device": "device", "dtype": "dtype"}
 NORM = {
     "num_features": "features", "eps": "one number", "momentum": "momentum", "affine": "flag",
     "track_running_stats": "flag", "process_group": "group",
@@ -131,9 +130,9 @@ def entries() -> dict[str, Entry]:
         found[make.__name__] = Entry(make, {}, {**NEURON, **LAYER})
     for make in (sf.LIF, models.ResidualLIF):
         found[make.__name__] = Entry(make, {}, {**NEURON, **LAYER, **LEAK, "learn_tau": "flag"})
-    found["BatchNormIF"] = Entry(sf.BatchNormIF, {"num_features": 3}, {**NEURON, **LAYER, **NORM, **PLACE})
+    found["BatchNormIF"] = Entry(sf.BatchNormIF, {"num_features": 3}, {**NEURON, **LAYER, **NORM})
     found["BatchNormLIF"] = Entry(
-        sf.BatchNormLIF, {"num_features": 3}, {**NEURON, **LAYER, **NORM, **PLACE, **LEAK, "learn_tau": "flag"}
+        sf.BatchNormLIF, {"num_features": 3}, {**NEURON, **LAYER, **NORM, **LEAK, "learn_tau": "flag"}
     )
     found["BatchNormIF.convert_sync"] = Entry(
         sf.BatchNormIF.convert_sync, {"module": net()}, {"module": "module", "process_group": "group"}
