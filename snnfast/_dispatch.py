@@ -23,6 +23,9 @@ __all__ = ["any_batched", "complete", "define", "gradient_of", "library", "op"]
 library = torch.library.Library("snnfast", "DEF")
 
 PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+# Bound here, since every call asks them.
+is_tracing = torch._C._is_tracing
+dispatch_modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
@@ -116,10 +119,10 @@ def op(
             not is_dynamo_compiling()
             and type(tensor) in PLAIN_TENSORS
             and (tensor.is_cpu or tensor.is_cuda)
-            and torch._C._len_torch_dispatch_stack() == 0
-            and torch._C._len_torch_function_stack() == 0
+            and dispatch_modes() == 0
+            and function_modes() == 0
             and not profiler._is_profiler_enabled
-            and not torch._C._is_tracing()
+            and not is_tracing()
             and (position == 0 or not (any_batched(arguments[:position]) or is_included(PRE_DISPATCH)))
         ):
             return implementation(*arguments)

@@ -16,12 +16,14 @@ _is_exporting = getattr(
     torch.compiler, "is_exporting", lambda: torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 )
 
+_is_tracing = torch._C._is_tracing
+
 
 def recording(current: Tensor) -> bool:
     """Whether what runs is written down as ops, to run without us: by torch.export or torch.jit.trace."""
     if is_dynamo_compiling():
         return _is_exporting()
-    return torch._C._is_tracing() or (type(current) is not Tensor and _is_exporting())
+    return _is_tracing() or (type(current) is not Tensor and _is_exporting())
 
 
 def unrecorded(check: Callable[..., Any], *arguments: Any) -> Any:

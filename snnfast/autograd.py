@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import Function
 from torch.compiler import is_dynamo_compiling
 
@@ -115,9 +116,9 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     """Raises NotImplementedError inside torch.func transforms and for forward-mode dual tensors."""
     if torch._C._are_functorch_transforms_active():  # torch.compile traces this question, too
         raise NotImplementedError(f"{name} does not run inside torch.func transforms (vmap, grad, jvp, …)")
-    if torch.autograd.forward_ad._current_level >= 0 and (
+    if forward_ad._current_level >= 0 and (
         torch.compiler.is_compiling()  # whether a tensor is dual cannot be traced
-        or any(t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+        or any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     ):
         raise NotImplementedError(f"{name} has no forward-mode derivative")
 
