@@ -41,6 +41,7 @@ _RECORDED = (
     torch.broadcast_shapes, torch.permute, torch.repeat_interleave, torch.avg_pool1d, torch.finfo, torch.iinfo,
     fit_residual, join_sizes, laid_out,
 )  # fmt: skip
+_SINGLE = (torch.dtype, torch.layout, torch.memory_format)  # of each value there is one object
 _TAKE_SIZES = ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty",
                "rand", "randn")  # fmt: skip
 
@@ -128,20 +129,31 @@ def trace_forward(module: nn.Module) -> Forward:
     randomness = _randomness(module)
     try:
         training = _trace(module, live=False, training=True)
-        # Its children's modes decide as well as its own.
-        if _skeleton(training) != _skeleton(_trace(module, live=False, training=False)):
+        evaluation = _trace(module, live=False, training=False)
+        if _skeleton(training) != _skeleton(evaluation):
             raise Untraceable("it does different things in training and in evaluation")
+        # A number that its own mode decides is followed; what its children's modes decide a graph cannot ask.
+        for own, trace in ((True, training), (False, evaluation)):
+            if _calls(trace) != _calls(_trace(module, live=False, training=own, children=not own)):
+                raise Untraceable("what it does depends on whether a module in it is in training or in evaluation")
         for mode, entered in (("gradients", torch.no_grad()), ("autocast", torch.autocast("cpu", torch.bfloat16))):
             with entered:
-                if _skeleton(training) != _skeleton(_trace(module, live=False, training=True)):
+                if _calls(training) != _calls(_trace(module, live=False, training=True)):
                     raise Untraceable(f"what it does depends on {mode} being on")
         if training.assumed and not _same_otherwise(module, training):
             raise Untraceable("what it does depends on the type of a value, which is not certain")
         # A stand-in is never None: `if shortcut is not None` has to be tried.
-        for argument, value in _switches(module):
-            given = _trace(module, live=False, training=True, arguments={argument: value})
-            if _skeleton(training) != _skeleton(given):
+        for argument, value, required in _switches(module):
+            try:
+                given = _trace(module, live=False, training=True, arguments={argument: value})
+            except Exception:
+                if required:
+                    continue  # it does not take that value
+                raise
+            if _calls(training, {argument: value}) != _calls(given):
                 raise Untraceable(f"what it does depends on the argument {argument!r}")
+        if any(_compares_identity(code) for code in _codes(type(module))):
+            raise Untraceable("it asks by `is` whether two values are the same object, which a stand-in is not")
         # Numbers as names rather than values: `self.steps` may change after fusing.
         try:
             live = _trace(module, live=True, training=module.training)
@@ -175,6 +187,37 @@ def _catches(code: Any) -> bool:
     )
 
 
+def _codes(kind: type) -> list[CodeType]:
+    """The code of a class's forward, and of its methods that are named there."""
+    codes, names = [], ["forward"]
+    for name in names:
+        own = name == "forward" or not hasattr(nn.Module, name)
+        method = inspect.unwrap(getattr(kind, name, None)) if own else None
+        if isinstance(method, FunctionType):
+            codes.append(method.__code__)
+            names += [n for n in method.__code__.co_names if n not in names]
+    return codes
+
+
+def _compares_identity(code: CodeType) -> bool:
+    """Whether code compares values with ``is``: with a flag, a dtype, another variable; or an optional one with None.
+
+    That is the one question that nothing can answer for a value. Arguments that may be None are tried instead.
+    """
+    if any(isinstance(c, CodeType) and _compares_identity(c) for c in code.co_consts):
+        return True
+    instructions = list(dis.get_instructions(code))
+    for before, instruction in itertools.pairwise(instructions):
+        if instruction.opname == "IS_OP" and (
+            before.opname.startswith("LOAD_FAST")
+            or isinstance(before.argval, bool)
+            or (before.opname == "LOAD_ATTR" and type(getattr(torch, before.argval, None)) in _SINGLE)
+        ):
+            return True
+    optional = code.co_flags & inspect.CO_VARKEYWORDS and not {"get", "pop"}.isdisjoint(code.co_names)
+    return bool(optional) and any(i.opname == "IS_OP" or i.opname.endswith("_NONE") for i in instructions)
+
+
 def _namespaces(kind: type) -> list[dict[str, Any]]:
     """The globals of a class's own methods."""
     methods = [value for base in kind.__mro__ for value in vars(base).values() if isinstance(value, FunctionType)]
@@ -182,14 +225,17 @@ def _namespaces(kind: type) -> list[dict[str, Any]]:
     return list({id(space): space for space in (inspect.unwrap(method).__globals__ for method in methods)}.values())
 
 
-def _switches(module: nn.Module) -> list[tuple[str, Any]]:
-    """Arguments that a forward may decide by without asking a tensor, with values to try."""
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    return [
-        (p.name, value)
-        for p in parameters
-        for value in ((None,) if p.default is None else (False, True) if isinstance(p.default, bool) else ())
-    ]
+def _switches(module: nn.Module) -> list[tuple[str, Any, bool]]:
+    """Arguments that a forward may decide by without asking a tensor, with values to try, and whether they have no
+    default: such may be None as well, but for the first, the forward's input."""
+    switches = []
+    for i, p in enumerate(inspect.signature(type(module).forward).parameters.values()):
+        required = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if p.default is None or (required and i > 1):
+            switches.append((p.name, None, required))
+        elif isinstance(p.default, bool):
+            switches += [(p.name, value, False) for value in (False, True)]
+    return switches
 
 
 def _same_otherwise(module: nn.Module, trace: _Trace) -> bool:
@@ -213,6 +259,7 @@ def _trace(
     *,
     live: bool,
     training: bool,
+    children: bool | None = None,
     arguments: dict[str, Any] | None = None,
     otherwise: bool = False,
 ) -> _Trace:
@@ -246,7 +293,7 @@ def _trace(
     modes = [(child, child.training) for child in module.modules() if child is not module]
     try:
         for child, _ in modes:
-            child.__dict__["training"] = training
+            child.__dict__["training"] = training if children is None else children
         recording = True
         with questions.answered(_namespaces(base)):
             graph = tracer.trace(shell, arguments)
@@ -282,8 +329,30 @@ def _same_items(value: Any, before: Any) -> bool:
 def _skeleton(trace: _Trace) -> list:
     """What is called in which order, without what one trace only has: the arithmetic of numbers that are names, and
     the checks of arguments that are given."""
+    return [(node.op, node.target) for node in _steps(trace)]
+
+
+def _calls(trace: _Trace, given: dict[str, Any] | None = None) -> list:
+    """What is called in which order, and with what: of traces without names for numbers.
+
+    Args:
+        given: arguments of the forward, and the values that stand for them in the trace that this is compared with.
+    """
+    values = given or {}
+    steps = _steps(trace)
+    order = {node: f"%{i}" for i, node in enumerate(steps)}
+
+    def name(node: fx.Node) -> Any:
+        if node.op == "placeholder" and node.target in values:
+            return values[str(node.target)]
+        return order.get(node, f"%{node.target}")
+
+    return [(n.op, n.target, repr(fx.map_arg(n.args, name)), repr(fx.map_arg(n.kwargs, name))) for n in steps]
+
+
+def _steps(trace: _Trace) -> list[fx.Node]:
     numbers: set[fx.Node] = set()
-    calls = []
+    steps = []
     for node in trace.graph.nodes:
         inputs = node.all_input_nodes
         checked = bool(node.users) and all("_assert" in getattr(user.target, "__name__", "") for user in node.users)
@@ -292,8 +361,8 @@ def _skeleton(trace: _Trace) -> list:
         if (node.op == "get_attr" and node.target in trace.live) or (inputs and all(n in numbers for n in inputs)):
             numbers.add(node)
         else:
-            calls.append((node.op, node.target))
-    return calls
+            steps.append(node)
+    return steps
 
 
 def _generators(module: nn.Module) -> list[Any]:

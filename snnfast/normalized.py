@@ -273,7 +273,8 @@ def check_residual(residual: Tensor, current: Tensor, steps: int | None, time_di
     allowed = [current.shape]
     if steps is not None:
         allowed.append((*current.shape[:time_dim], steps, *current.shape[time_dim:]))
-    if not any(tuple(residual.shape) == tuple(shape) for shape in allowed):
+    # Shapes of as many dimensions only: while a network is exported, comparing others would restrict their sizes.
+    if not any(residual.dim() == len(shape) and tuple(residual.shape) == tuple(shape) for shape in allowed):
         raise ValueError(
             f"residual must have the shape {' or '.join(str(list(shape)) for shape in allowed)}, "
             f"got {list(residual.shape)}"

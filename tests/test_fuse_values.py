@@ -231,6 +231,60 @@ def test_a_branch_by_the_type_of_an_argument_is_not_guessed():
         assert not report.fused and "depends on the type of a value" in report.left[0].reason
 
 
+def of_a_flag(self, x):
+    return self.sn(over_time(self, x) + x) * (2 if x.requires_grad is True else 3)
+
+
+def of_a_dtype(self, x):
+    return self.sn(over_time(self, x) + x) * (2 if x.dtype is torch.float64 else 3)
+
+
+def of_a_variable(self, x, other):
+    return self.sn(over_time(self, x) + x) * (2 if other is x else 3)
+
+
+def of_an_optional_argument(self, x, **options):
+    return self.sn(over_time(self, x) + x) * (2 if options.get("scale") is None else 3)
+
+
+@pytest.mark.parametrize("forward", [of_a_flag, of_a_dtype, of_a_variable, of_an_optional_argument])
+def test_a_forward_that_asks_whether_values_are_the_same_object_is_left(forward):
+    arguments = (default_currents(),) * (2 if forward is of_a_variable else 1)
+    report = of_an_argument(forward, [arguments])
+    assert not report.fused and "asks by `is`" in report.left[0].reason
+
+
+@pytest.mark.parametrize("needed", [False, True], ids=["with a default", "without a default"])
+def test_a_number_that_an_argument_decides_is_not_frozen(needed):
+    x = default_currents()
+
+    def optional(self, x, mask=None):
+        return self.sn(over_time(self, x) + x) * (2 if mask is None else 3)
+
+    def required(self, x, mask):
+        return self.sn(over_time(self, x) + x) * (2 if mask is None else 3)
+
+    report = of_an_argument(required if needed else optional, [(x, None), (x, x)])
+    assert not report.fused and "depends on the argument 'mask'" in report.left[0].reason
+
+
+MODES = {
+    "a module in it": lambda self: self.conv.training,
+    "gradients": lambda self: torch.is_grad_enabled(),
+    "autocast": lambda self: torch.is_autocast_enabled("cpu"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_number_that_a_mode_decides_is_not_frozen(mode):
+    def forward(self, x):
+        return self.sn(over_time(self, x) + x) * (2 if MODES[mode](self) else 3)
+
+    model = block(forward)
+    report = sf.fuse(model)
+    assert not report.fused and f"depends on {'whether ' * (mode == 'a module in it')}{mode}" in report.left[0].reason
+
+
 def test_a_check_of_an_argument_that_only_raises_does_not_hinder():
     def checked(self, x):
         assert isinstance(x, Tensor), "a tensor is needed"

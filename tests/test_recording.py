@@ -170,6 +170,22 @@ def test_an_exported_network_trains_as_the_network_does_with_any_number_of_steps
         assert_same(exported, original, normal(steps, 2, 4, seed=1) * 2)
 
 
+def test_an_exported_network_holds_a_current_with_a_residual_for_any_batch():
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = sf.LIF(2.0, 0.3), sf.BatchNormIF(C)
+
+        def forward(self, x):
+            return self.second(x, steps=20, residual=self.first(x, steps=20))
+
+    net, batch = Held(), torch.export.Dim("batch", min=2, max=100)
+    original = copy.deepcopy(net)
+    exported = torch.export.export(net, (normal(4, C),), dynamic_shapes=({0: batch},), strict=False).module()
+    for size in (4, 20):
+        assert_same(exported, original, normal(size, C, seed=1) * 2)
+
+
 def test_an_exported_network_is_saved_loaded_and_unflattened():
     net, x = network(sf.BatchNormIF(C)), normal(6, 2, 4)
     saved = io.BytesIO()
