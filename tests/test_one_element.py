@@ -76,6 +76,7 @@ def test_shapes_without_data_are_those_with_it():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_one_element_compiles_and_learns_in_one_graph(dynamic):
+    torch._dynamo.reset()  # what other tests compiled counts against the limit of recompilations
     layer = sf.LIF(torch.tensor([3.0]), torch.tensor([0.2]), learn_tau=True, learn_threshold=True)
     compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for x in (currents(6, 4, 3), currents(9, 5, 3)):
