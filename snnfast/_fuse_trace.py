@@ -7,6 +7,7 @@ understood or named as one that is not.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dis
 import functools
@@ -15,9 +16,8 @@ import inspect
 import itertools
 import linecache
 import os
-import random
 import re
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ._fuse_modules import fit_residual, join_sizes, laid_out
+from ._fuse_randomness import restore, states_of_generators
 from ._fuse_values import Questions, Rest, StandIn, Untraceable
 
 __all__ = ["Forward", "Untraceable", "give_forward", "may_get_forward", "trace_forward"]
@@ -126,7 +127,7 @@ def trace_forward(module: nn.Module) -> Forward:
         raise Untraceable("its forward was replaced on the object")
     if _catches(getattr(inspect.unwrap(type(module).forward), "__code__", None)):
         raise Untraceable("it catches errors, of which a stand-in may raise others than a tensor")
-    randomness = _randomness(module)
+    randomness = states_of_generators(module)
     try:
         training = _trace(module, live=False, training=True)
         evaluation = _trace(module, live=False, training=False)
@@ -136,6 +137,8 @@ def trace_forward(module: nn.Module) -> Forward:
         for own, trace in ((True, training), (False, evaluation)):
             if _calls(trace) != _calls(_trace(module, live=False, training=own, children=not own)):
                 raise Untraceable("what it does depends on whether a module in it is in training or in evaluation")
+        if _calls(training) != _calls(_trace(module, live=False, training=True, other_numbers=True)):
+            raise Untraceable("what it does depends on a number of a module in it, which may be set later")
         for mode, entered in (("gradients", torch.no_grad()), ("autocast", torch.autocast("cpu", torch.bfloat16))):
             with entered:
                 if _calls(training) != _calls(_trace(module, live=False, training=True)):
@@ -165,7 +168,7 @@ def trace_forward(module: nn.Module) -> Forward:
         text = (str(error).strip().splitlines() or [""])[0].partition(". ")[0]
         raise Untraceable(f"{type(error).__name__}: {text}") from error
     finally:
-        drawn = _restore(randomness)
+        drawn = restore(randomness)
     if drawn:
         raise Untraceable("it draws random numbers that a graph would freeze")
     if live is not None and _skeleton(live) == _skeleton(training):
@@ -254,12 +257,32 @@ def _same_otherwise(module: nn.Module, trace: _Trace) -> bool:
     return other.graph.python_code("self").src == trace.graph.python_code("self").src
 
 
+@contextlib.contextmanager
+def _inner_modules(module: nn.Module, training: bool, other_numbers: bool) -> Iterator[None]:
+    """The modules in a module in a mode and, if asked, with other floating numbers, such as a threshold."""
+    changed = []
+    try:
+        for child in module.modules():
+            if child is module:
+                continue
+            own = child.__dict__
+            for name, value in list(own.items()):
+                if name == "training" or (other_numbers and type(value) is float):
+                    changed.append((own, name, value))
+                    own[name] = training if name == "training" else 0.25 if value == 0.5 else 0.5
+        yield
+    finally:
+        for own, name, value in changed:
+            own[name] = value
+
+
 def _trace(
     module: nn.Module,
     *,
     live: bool,
     training: bool,
     children: bool | None = None,
+    other_numbers: bool = False,
     arguments: dict[str, Any] | None = None,
     otherwise: bool = False,
 ) -> _Trace:
@@ -290,17 +313,13 @@ def _trace(
     for name, value in module.__dict__.items():
         shell.__dict__[name] = copy.copy(value) if isinstance(value, (list, dict, set)) else value
     shell.__dict__["training"] = training
-    modes = [(child, child.training) for child in module.modules() if child is not module]
-    try:
-        for child, _ in modes:
-            child.__dict__["training"] = training if children is None else children
+    with _inner_modules(module, training if children is None else children, other_numbers):
         recording = True
-        with questions.answered(_namespaces(base)):
-            graph = tracer.trace(shell, arguments)
-    finally:
-        recording = False
-        for child, mode in modes:
-            child.__dict__["training"] = mode
+        try:
+            with questions.answered(_namespaces(base)):
+                graph = tracer.trace(shell, arguments)
+        finally:
+            recording = False
     if questions.rests:
         raise Untraceable("it takes apart a shape whose length is not known")
     for node in graph.nodes:
@@ -363,50 +382,6 @@ def _steps(trace: _Trace) -> list[fx.Node]:
         else:
             steps.append(node)
     return steps
-
-
-def _generators(module: nn.Module) -> list[Any]:
-    """The generators of random numbers that a forward can name: its module's and its file's, and the global ones."""
-    forward = type(module).forward
-    seen = [*module.__dict__.values(), *getattr(forward, "__globals__", {}).values()]
-    numpy = sys.modules.get("numpy")
-    kinds = (torch.Generator, random.Random, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
-    found = {id(value): value for value in seen if isinstance(value, kinds)}
-    return [*found.values(), torch.default_generator, random._inst, *((numpy.random.mtrand._rand,) if numpy else ())]
-
-
-def _state(generator: Any) -> Any:
-    if hasattr(generator, "bit_generator"):
-        return copy.deepcopy(generator.bit_generator.state)
-    return generator.getstate() if hasattr(generator, "getstate") else generator.get_state()
-
-
-def _comparable(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.numpy().tobytes()
-    if isinstance(state, dict):
-        return {key: _comparable(value) for key, value in state.items()}
-    if isinstance(state, tuple):
-        return tuple(_comparable(value) for value in state)
-    return state.tobytes() if hasattr(state, "tobytes") else state
-
-
-def _randomness(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(generator, _state(generator)) for generator in _generators(module)]
-
-
-def _restore(before: list[tuple[Any, Any]]) -> bool:
-    """Puts the generators back; whether one had moved."""
-    moved = False
-    for generator, state in before:
-        moved |= _comparable(_state(generator)) != _comparable(state)
-        if hasattr(generator, "bit_generator"):
-            generator.bit_generator.state = state
-        elif hasattr(generator, "setstate"):
-            generator.setstate(state)
-        else:
-            generator.set_state(state)
-    return moved
 
 
 @dataclass(frozen=True)

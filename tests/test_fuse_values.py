@@ -285,6 +285,14 @@ def test_a_number_that_a_mode_decides_is_not_frozen(mode):
     assert not report.fused and f"depends on {'whether ' * (mode == 'a module in it')}{mode}" in report.left[0].reason
 
 
+@pytest.mark.parametrize("number", [lambda self: self.sn.threshold, lambda self: self.bn.eps], ids=["threshold", "eps"])
+def test_a_number_of_a_module_inside_is_not_frozen(number):
+    """It may be set after fusing, as all options may."""
+    model = block(lambda self, x: self.sn(over_time(self, x) + x) * number(self))
+    report = sf.fuse(model)
+    assert not report.fused and "depends on a number of a module in it" in report.left[0].reason
+
+
 def test_a_check_of_an_argument_that_only_raises_does_not_hinder():
     def checked(self, x):
         assert isinstance(x, Tensor), "a tensor is needed"
