@@ -18,7 +18,7 @@ from torch.compiler import is_dynamo_compiling
 
 from .dynamics import state_dtype
 
-__all__ = ["any_batched", "complete", "define", "gradient_of", "library", "op"]
+__all__ = ["WithoutDerivative", "any_batched", "complete", "define", "gradient_of", "library", "op"]
 
 library = torch.library.Library("snnfast", "DEF")
 
@@ -66,20 +66,17 @@ def complete(found: Iterable[Tensor | None], outputs: tuple[str, ...], tensor: T
     )
 
 
-class _Underivable(Function):
-    """An op that only a Function of ours knows how to differentiate: its outputs must not pass for constants."""
+class WithoutDerivative(Function):
+    """A function whose results must not pass for constants: differentiating them is refused with the given words."""
 
     @staticmethod
-    def forward(ctx, name, dispatched, *arguments):
-        ctx.called = name
-        return dispatched(*arguments)
+    def forward(ctx, words, function, *arguments):
+        ctx.words = words
+        return function(*arguments)
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(
-            f"snnfast::{ctx.called} has no derivative of its own: it was recorded without the autograd Function around "
-            "it. Record the network with torch.export (strict=False) or torch.jit.trace, whose ops have one"
-        )
+        raise NotImplementedError(ctx.words)
 
 
 def op(
@@ -103,8 +100,14 @@ def op(
 
     def differentiable(*arguments: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
-            gradient = _gradients.get(name)
-            return gradient(*arguments) if gradient else _Underivable.apply(name, dispatched, *arguments)
+            if name in _gradients:
+                return _gradients[name](*arguments)
+            return WithoutDerivative.apply(
+                f"snnfast::{name} has no derivative of its own: it was recorded without the autograd Function around "
+                "it. Record the network with torch.export (strict=False) or torch.jit.trace, whose ops have one",
+                dispatched,
+                *arguments,
+            )
         with torch._C._AutoDispatchBelowAutograd():
             return dispatched(*arguments)
 

@@ -17,7 +17,7 @@ from torch.compiler import is_dynamo_compiling
 
 from . import ops, packing
 from ._backend import check_device
-from ._dispatch import any_batched, complete, gradient_of
+from ._dispatch import WithoutDerivative, any_batched, complete, gradient_of
 from ._tracing import recording, unrecorded
 from .dynamics import Dynamics, check_call
 
@@ -92,24 +92,13 @@ def once_differentiable(name: str, compute: Callable[..., Any], tensors: tuple[T
                 f"{name} has no second derivative: it was asked for gradients of batched gradients "
                 "(create_graph=True with is_grads_batched=True, vectorize=True or vmap)"
             )
-        return _OnceDifferentiable.apply(name, compute, *tensors)
-    return compute(*tensors)
-
-
-class _OnceDifferentiable(Function):
-    """Gradients as a function whose own derivative is refused by name instead of being silently zero."""
-
-    @staticmethod
-    def forward(ctx, name, compute, *tensors):
-        ctx.called = name
-        return compute(*tensors)
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            f"{ctx.called} has no second derivative: its gradient, a surrogate's, was differentiated again "
-            "(a gradient penalty, say)"
+        return WithoutDerivative.apply(
+            f"{name} has no second derivative: its gradient, a surrogate's, was differentiated again (a gradient "
+            "penalty, say)",
+            compute,
+            *tensors,
         )
+    return compute(*tensors)
 
 
 def refuse_transforms(name: str, *tensors: Tensor | None) -> None:

@@ -297,10 +297,14 @@ def check_and_begin(
     """What every call checks before it runs; the number of values per channel."""
     begin(name, current, v0, threshold, tau, steps, time_dim, residual, per_channel["weight"], per_channel["bias"])
     check_normalized_call(current, residual, steps, time_dim, channels, **per_channel)
-    values = current.numel() // max(channels_of(current, steps is not None), 1)
+    values = values_per_channel(current, steps is not None)
     if norm.batch and values == 1 and runs_alone(norm):
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {current.size()}")
     return values
+
+
+def values_per_channel(current: Tensor, held: bool) -> int:
+    return current.numel() // max(channels_of(current, held), 1)
 
 
 def batch_statistics(
@@ -322,8 +326,7 @@ def batch_statistics(
     moments, tables, tracked = batch_norm_tables_op(current, weight, bias, norm.eps, steps, time_dim)
     if runs_alone(norm):
         return moments, tables, tracked, None
-    values = current.numel() // max(channels_of(current, steps > 0), 1)
-    moments, count = moments_of_all(moments, values, norm.process_group)
+    moments, count = moments_of_all(moments, values_per_channel(current, steps > 0), norm.process_group)
     tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
     return moments, tables, tracked_of_all(moments, count, mean, variance), count
 
@@ -362,7 +365,7 @@ def run_normalized(
     values = unrecorded(check_and_begin, *call) if recorded else check_and_begin(*call)
     held_steps = 0 if steps is None else steps
     given = (current, residual, v0, threshold, tau, weight, bias)
-    present = values > 0
+    statistics = (mean, variance, batches, momentum if norm.batch else None)
     if recorded:
         if norm.batch and not runs_alone(norm):
             refuse_to_record(
@@ -372,15 +375,14 @@ def run_normalized(
             *given, mean, variance, *dynamics.numbers, norm.eps, norm.batch, held_steps, time_dim, keep
         )
         # Without a grad mode of its own: an exported program with one inside can be neither saved nor split.
-        update_running(mean, variance, batches, tracked, momentum if norm.batch else None, present)
+        update_running(*statistics, tracked, values > 0)
     else:
         with torch.no_grad():
             moments, tables, tracked, count = batch_statistics(
                 norm, current, weight, bias, mean, variance, held_steps, time_dim
             )
             # Before the autograd Function: activation checkpointing stops a recomputation there.
-            present = present or count is not None
-            update_running(mean, variance, batches, tracked, momentum if norm.batch else None, present)
+            update_running(*statistics, tracked, values > 0 or count is not None)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
             keep |= ops.CHECKPOINTS
             given = for_backward(*given)
@@ -395,8 +397,8 @@ def update_running(
     mean: Tensor | None,
     variance: Tensor | None,
     batches: Tensor | None,
-    tracked: Tensor | None,
     momentum: float | Tensor | None,
+    tracked: Tensor | None,
     present: bool,
 ) -> None:
     """Counts a batch, and moves the running statistics towards its own where it had values (``present``)."""
