@@ -42,15 +42,24 @@ class PatchEmbedding(nn.Module):
         return x if self.tokens_last else x.transpose(-1, -2)
 
 
-class ConvAttention(nn.Module):
+class Attention(nn.Module):
+    """Four projections, each with batch norm and neuron, and the neuron between attention and the last of them."""
+
     def __init__(self, channels: int, heads: int, **options) -> None:
         super().__init__()
         self.heads, self.scale = heads, 0.25
         for name in ("q", "k", "v", "proj"):
-            setattr(self, f"{name}_conv", nn.Conv1d(channels, channels, 1, bias=False))
+            setattr(self, f"{name}_{self.kind}", self.projection(channels))
             setattr(self, f"{name}_bn", nn.BatchNorm1d(channels))
             setattr(self, f"{name}_lif", sf.LIF(tau=2.0, **options))
         self.attention_lif = sf.LIF(tau=2.0, threshold=0.5)
+
+
+class ConvAttention(Attention):
+    kind = "conv"
+
+    def projection(self, channels: int) -> nn.Module:
+        return nn.Conv1d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         T, B, C, N = x.shape
@@ -67,15 +76,11 @@ class ConvAttention(nn.Module):
         return self.proj_lif(x)
 
 
-class LinearAttention(nn.Module):
-    def __init__(self, channels: int, heads: int, **options) -> None:
-        super().__init__()
-        self.heads, self.scale = heads, 0.25
-        for name in ("q", "k", "v", "proj"):
-            setattr(self, f"{name}_linear", nn.Linear(channels, channels))
-            setattr(self, f"{name}_bn", nn.BatchNorm1d(channels))
-            setattr(self, f"{name}_lif", sf.LIF(tau=2.0, **options))
-        self.attention_lif = sf.LIF(tau=2.0, threshold=0.5)
+class LinearAttention(Attention):
+    kind = "linear"
+
+    def projection(self, channels: int) -> nn.Module:
+        return nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         T, B, N, C = x.shape

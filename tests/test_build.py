@@ -109,6 +109,11 @@ class Builder:
         assert (build.returncode != 0) == fails, said
         return said
 
+    def compiles(self, running: subprocess.Popen) -> None:
+        """Returns once a started build says that it compiles the first file."""
+        assert running.stdout is not None
+        assert any("[1/2] Building a.cpp.o" in line for line in running.stdout)
+
     @property
     def calls(self) -> list[str]:
         return self.calls_file.read_text().split("\n")[:-1] if self.calls_file.exists() else []
@@ -140,10 +145,7 @@ def setup_py(source_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_what_a_build_says_arrives_while_it_goes_on(build: Builder, tmp_path: Path):
     wait = tmp_path / "wait"
     with build.start(FAKE_WAIT=str(wait)) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            if "[1/2] Building a.cpp.o" in line:
-                break
+        build.compiles(running)
         assert running.poll() is None
         wait.touch()
         rest = running.communicate(timeout=60)[0]
@@ -302,10 +304,7 @@ def test_a_failure_ends_with_the_tool_s_own_words(build: Builder):
 def test_two_builds_of_the_same_at_once_compile_once(build: Builder, tmp_path: Path):
     wait = tmp_path / "wait"
     with build.start(FAKE_WAIT=str(wait)) as one:
-        assert one.stdout is not None
-        for line in one.stdout:
-            if "[1/2]" in line:
-                break
+        build.compiles(one)
         with build.start(FAKE_WAIT=str(wait)) as two:
             assert two.stdout is not None
             assert "waiting for another build" in two.stdout.readline()

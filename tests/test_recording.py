@@ -280,24 +280,24 @@ def test_torch_fx_records_the_functions():
 # Whoever watches
 
 
-class Ops(TorchDispatchMode):
+class Seen:
+    """What a mode is asked for, by name."""
+
     def __init__(self):
         super().__init__()
         self.seen = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def see(self, func, types, args=(), kwargs=None):
         self.seen.add(str(func))
         return func(*args, **(kwargs or {}))
 
 
-class Functions(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
+class Ops(Seen, TorchDispatchMode):
+    __torch_dispatch__ = Seen.see
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.seen.add(str(func))
-        return func(*args, **(kwargs or {}))
+
+class Functions(Seen, TorchFunctionMode):
+    __torch_function__ = Seen.see
 
 
 def names_in_profile(run) -> set[str]:
