@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from snnfast._command import USAGE, Parser, integer, one_line, seconds
+from snnfast.cli.command import USAGE, Parser, integer, one_line, seconds
 
 from . import environment, random_calls
 from .cases import select

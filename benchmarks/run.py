@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from snnfast._command import Parser
+from snnfast.cli.command import Parser
 
 from . import environment, memory, plots, report
 from .baselines import OURS

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnfast import models
-from snnfast._command import USAGE, Parser, integer, is_out_of_memory, one_line, seconds
+from snnfast.cli.command import USAGE, Parser, integer, is_out_of_memory, one_line, seconds
 from snnfast.dynamics import MOST_STEPS
 from snnfast.models import Activation, Network
 from snnfast.surrogate import FastSigmoid

@@ -1,4 +1,4 @@
-// The Python module snnfast._core. It takes addresses as integers and knows no torch; snnfast/ops.py, its only caller,
+// The Python module snnfast._core. It takes addresses as integers and knows no torch; snnfast/ops, its only caller,
 // has checked shapes, dtypes and devices.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,4 +1,4 @@
-// The CUDA side of api.h in a build without CUDA. snnfast/ops.py refuses CUDA tensors before it comes here.
+// The CUDA side of api.h in a build without CUDA. snnfast/backends refuses CUDA tensors before it comes here.
 #include <stdexcept>
 
 #include "api.h"

@@ -7,16 +7,15 @@ mathematics is that of *Training Deep Spiking Neural Networks* (Ledinauskas et a
 from importlib import import_module
 from typing import Any
 
-from . import _hints, functional, reference, surrogate
-from ._backend import build_info
-from ._version import __version__
-from .batch_norm import BatchNormIF, BatchNormLIF
-from .carried import detach_state, reset_state
-from .check import CheckReport, check
-from .fuse import FuseReport, fuse
-from .layers import IF, LIF, OverTime, Readout
-from .memory import memory_report
-from .packing import pack_spikes
+from snnfast import _formerly, functional, reference, surrogate  # noqa: F401
+from snnfast._arguments import hints as _hints
+from snnfast._version import __version__
+from snnfast.backends import build_info
+from snnfast.check import CheckReport, check
+from snnfast.fusion.apply import FuseReport, fuse
+from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, OverTime, Readout, detach_state, reset_state
+from snnfast.memory.packing import pack_spikes
+from snnfast.memory.report import memory_report
 
 __all__ = [
     "IF",

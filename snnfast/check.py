@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._axes import axes_of, named
-from ._text import table
-from .batch_norm import _BatchNormNeuron
-from .carried import reset_state
-from .layers import OverTime, Readout, _Neuron
-from .memory import check_model_and_sample, gpus_of, untouched
+from snnfast._arguments.axes import axes_of, named
+from snnfast._text import table
+from snnfast.layers import BatchNormNeuron, Neuron, OverTime, Readout, reset_state
+from snnfast.memory.report import check_model_and_sample, gpus_of, untouched
 
 __all__ = ["CheckReport", "LayerAxes", "check"]
 
@@ -162,7 +160,7 @@ class _Run:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         _, given, call = self._inside.pop()
-        if isinstance(module, _Neuron | OverTime | Readout):
+        if isinstance(module, Neuron | OverTime | Readout):
             arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
             given = next(iter(arguments.values()))
             self._note(call, module, given, arguments.get("steps"), output)
@@ -187,7 +185,7 @@ class _Run:
     def _note(self, call: int, layer: nn.Module, given: Tensor, steps: int | None, output: Tensor) -> None:
         name, shape, time_dim = self.names[layer], tuple(given.shape), getattr(layer, "time_dim", 0)
         held = steps is not None
-        firing = output.double().mean().item() if isinstance(layer, _Neuron) and output.numel() else None
+        firing = output.double().mean().item() if isinstance(layer, Neuron) and output.numel() else None
         self.found[call] = LayerAxes(
             name, type(layer).__name__, shape, held, time_dim, shape[time_dim] if steps is None else steps,
             _size(shape, 0 if held else 1 - time_dim), tuple(output.shape), firing,
@@ -204,17 +202,17 @@ class _Run:
                 f"{name!r} takes dimension {time_dim} ({shape[time_dim]}) for time, and {maker} ahead of it knows no "
                 "time: hold its current with steps=T, or put it into snnfast.OverTime, for a sample [T, B, ...]"
             )
-        if isinstance(layer, _Neuron):
+        if isinstance(layer, Neuron):
             self._note_values(layer, given, firing)
 
-    def _note_values(self, layer: _Neuron, current: Tensor, firing: float | None) -> None:
+    def _note_values(self, layer: Neuron, current: Tensor, firing: float | None) -> None:
         name = self.names[layer]
         if not torch.isfinite(current).all():
             self.notes.append(f"{name!r}: its input has NaN or infinite values")
         elif firing in (0.0, 1.0):
             threshold = layer.threshold
             given = f"its threshold is {threshold:g}" if not isinstance(threshold, Tensor) else "see its thresholds"
-            if not isinstance(layer, _BatchNormNeuron):
+            if not isinstance(layer, BatchNormNeuron):
                 given += f", its currents are {current.min().item():.3g} to {current.max().item():.3g}"
             self.notes.append(f"{name!r} {'never fires' if firing == 0 else 'fires at every step'}: {given}")
 
@@ -246,7 +244,7 @@ def _suspicions(run: _Run, steps: int | None) -> Iterator[str]:
         yield from _of_sizes(run, steps)
     called = {row.name for row in run.rows}
     for module, name in run.names.items():
-        if isinstance(module, _Neuron) and name not in called and not run.errors:
+        if isinstance(module, Neuron) and name not in called and not run.errors:
             yield f"{name!r} ({type(module).__name__}) was not called"
 
 

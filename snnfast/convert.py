@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnfast._checks import dense
-from snnfast._state_dict import hold
+from snnfast._arguments.checks import dense
+from snnfast.layers.state_dict import hold
 from snnfast.models.activations import Activation
 from snnfast.models.network import Network, at_least_one
 from snnfast.models.residual import Shortcut

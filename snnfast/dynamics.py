@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _hints
-from ._checks import dense as check_dense
-from ._checks import flag, number
-from .surrogate import LARGEST, SHAPES, FastSigmoid, Surrogate
+from snnfast._arguments import hints
+from snnfast._arguments.checks import dense as check_dense
+from snnfast._arguments.checks import flag, number
+from snnfast.surrogate import LARGEST, SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
 MOST_STEPS = 2**31 - 1
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# The bits of `Dynamics.flags`; ops.py hands them to the core.
+# The bits of `Dynamics.flags`; the ops hand them to the core.
 LEAKY, SOFT, ATTACHED, FIRE_ON_EQUAL, DELAY, INPUT_DECAYS = (1 << bit for bit in range(6))
 
 
@@ -85,7 +85,7 @@ def check_tau(value: float | Tensor) -> float:
         return 0.0
     tau = number("tau", value, "a number or a tensor")
     if not tau > 1:
-        raise ValueError(f"tau must be greater than 1 step, got {tau}{_hints.of_tau(tau)}")
+        raise ValueError(f"tau must be greater than 1 step, got {tau}{hints.of_tau(tau)}")
     return tau
 
 
@@ -114,7 +114,7 @@ def check_surrogate(value: object, *, custom: bool, name: str) -> Surrogate | Ca
         what = getattr(value, "__name__", type(value).__name__)
         raise TypeError(
             f"surrogate: {name} runs compiled kernels and cannot call {what!r}; allowed are the shapes of "
-            f"snnfast.surrogate (a custom callable runs in snnfast.reference only){_hints.of_surrogate(value)}"
+            f"snnfast.surrogate (a custom callable runs in snnfast.reference only){hints.of_surrogate(value)}"
         )
     raise TypeError(f"surrogate must be one of the shapes of snnfast.surrogate, got {value!r}")
 
@@ -141,7 +141,7 @@ def make_dynamics(
     """
     if not isinstance(reset, str) or reset not in RESETS:
         raise ValueError(
-            f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}{_hints.of_reset(reset)}"
+            f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}{hints.of_reset(reset)}"
         )
     soft = reset == "soft"
     value = number("reset_value", reset_value)
@@ -184,14 +184,14 @@ def check_time_dim(time_dim: object) -> None:
 
 
 def not_a_tensor(what: str, value: object) -> TypeError:
-    return TypeError(f"{what} must be a tensor, got {type(value).__name__}{_hints.to_tensor(what, value)}")
+    return TypeError(f"{what} must be a tensor, got {type(value).__name__}{hints.to_tensor(what, value)}")
 
 
 def check_dtype(what: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise TypeError(
             f"{what} must be float32, float64, float16 or bfloat16, got {tensor.dtype}"
-            f"{_hints.to_floating(what, tensor)}"
+            f"{hints.to_floating(what, tensor)}"
         )
 
 

@@ -6,12 +6,14 @@ from typing import Any, Never
 
 from torch import Tensor, fx
 
-from . import _hints, ops
-from ._checks import flag
-from .autograd import run
-from .dynamics import given_tau, make_dynamics
-from .normalized import BatchNorm, check_momentum, run_normalized
-from .surrogate import Surrogate
+from snnfast._arguments import hints
+from snnfast._arguments.checks import flag
+from snnfast.autograd.integrate import run
+from snnfast.autograd.normalize import run_normalized
+from snnfast.dynamics import given_tau, make_dynamics
+from snnfast.normalization import BatchNorm, check_momentum
+from snnfast.ops import integrate as ops
+from snnfast.surrogate import Surrogate
 
 __all__ = ["batch_norm_integrate_and_fire", "integrate_and_fire", "leaky_integrate_and_fire"]
 
@@ -80,7 +82,7 @@ def integrate_and_fire(
             second derivative is asked for.
     """
     if unknown:
-        raise _hints.refuse("integrate_and_fire", integrate_and_fire, unknown)
+        raise hints.refuse("integrate_and_fire", integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "integrate_and_fire",
         threshold=threshold,
@@ -130,7 +132,7 @@ def leaky_integrate_and_fire(
     The other arguments, the returned tensors and the errors are those of :func:`integrate_and_fire`.
     """
     if unknown:
-        raise _hints.refuse("leaky_integrate_and_fire", leaky_integrate_and_fire, unknown)
+        raise hints.refuse("leaky_integrate_and_fire", leaky_integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "leaky_integrate_and_fire",
         threshold=threshold,
@@ -209,7 +211,7 @@ def batch_norm_integrate_and_fire(
         NotImplementedError: as :func:`integrate_and_fire`.
     """
     if unknown:
-        raise _hints.refuse("batch_norm_integrate_and_fire", batch_norm_integrate_and_fire, unknown)
+        raise hints.refuse("batch_norm_integrate_and_fire", batch_norm_integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "batch_norm_integrate_and_fire",
         threshold=threshold,

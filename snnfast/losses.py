@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ._checks import dense, integer, number, word
-from .dynamics import not_a_tensor
+from snnfast._arguments.checks import dense, integer, number, word
+from snnfast.dynamics import not_a_tensor
 
 __all__ = [
     "SpikeCountLoss",

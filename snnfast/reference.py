@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from . import _hints
-from ._checks import flag
-from .dynamics import Dynamics, check_call, given_tau, make_dynamics, state_dtype
-from .surrogate import Surrogate
+from snnfast._arguments import hints
+from snnfast._arguments.checks import flag
+from snnfast.dynamics import Dynamics, check_call, given_tau, make_dynamics, state_dtype
+from snnfast.surrogate import Surrogate
 
 __all__ = ["integrate_and_fire", "leaky_integrate_and_fire"]
 
@@ -203,7 +203,7 @@ def integrate_and_fire(
 ) -> tuple[Tensor, ...]:
     """:func:`snnfast.functional.integrate_and_fire` as a loop; also takes a callable surrogate."""
     if unknown:
-        raise _hints.refuse("integrate_and_fire", integrate_and_fire, unknown)
+        raise hints.refuse("integrate_and_fire", integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "reference",
         threshold=threshold,
@@ -240,7 +240,7 @@ def leaky_integrate_and_fire(
 ) -> tuple[Tensor, ...]:
     """:func:`snnfast.functional.leaky_integrate_and_fire` as a loop; also takes a callable surrogate."""
     if unknown:
-        raise _hints.refuse("leaky_integrate_and_fire", leaky_integrate_and_fire, unknown)
+        raise hints.refuse("leaky_integrate_and_fire", leaky_integrate_and_fire, unknown)
     dynamics = make_dynamics(
         "reference",
         threshold=threshold,

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import _hints
-from ._checks import number
+from snnfast._arguments import hints
+from snnfast._arguments.checks import number
 
 __all__ = [
     "Arctangent",
@@ -168,5 +168,5 @@ SHAPES: dict[str, type[Surrogate]] = {
 
 def __getattr__(name: str) -> Any:
     raise AttributeError(
-        f"module {__name__!r} has no shape {name!r}{_hints.shape_of(name) or _hints.nearest(name, SHAPES)}"
+        f"module {__name__!r} has no shape {name!r}{hints.shape_of(name) or hints.nearest(name, SHAPES)}"
     )

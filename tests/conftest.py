@@ -10,11 +10,11 @@ import torch
 from configurations import CONFIGURATIONS, Kernels
 
 import snnfast
-from snnfast import _backend
+from snnfast import backends
 
 
 def pytest_collection_modifyitems(items):
-    usable = torch.cuda.is_available() and _backend.core.with_cuda
+    usable = torch.cuda.is_available() and backends.core.with_cuda
     why = "no GPU" if not torch.cuda.is_available() else "this build of snnfast has no CUDA kernels"
     for item in items:
         if "cuda" in item.keywords and not usable:
@@ -68,5 +68,5 @@ def kernels(request, monkeypatch):
     """The CPU kernels; the CUDA kernels run on the host; the CUDA kernels on a GPU."""
     if request.param == "cuda_on_host":
         core = request.getfixturevalue("core_on_host")
-        monkeypatch.setattr(_backend, "target", lambda tensor: (core, core.Where(0, 0, 0)))
+        monkeypatch.setattr(backends, "target", lambda tensor: (core, core.Where(0, 0, 0)))
     return Kernels(request.param, torch.device("cuda" if request.param == "cuda" else "cpu"))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast as sf
-from snnfast import packing
+from snnfast.memory import packing
 
 T, B, C, H = 4, 3, 8, 6
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import snnfast as sf
-from snnfast import _backend
+from snnfast import backends
 
 X = torch.zeros(4, 2, 3, 5)
 IF, LIF = sf.functional.integrate_and_fire, sf.functional.leaky_integrate_and_fire
@@ -23,7 +23,7 @@ def no_kernel_runs(monkeypatch):
     def target(tensor):
         raise AssertionError("a kernel was about to run")
 
-    monkeypatch.setattr(_backend, "target", target)
+    monkeypatch.setattr(backends, "target", target)
 
 
 def refused(error: type[Exception], *words: str):
@@ -357,16 +357,16 @@ def test_a_layer_on_another_device_than_its_current():
 @pytest.mark.parametrize("name", ["mps", "xpu", "hpu", "xla"])
 def test_devices_without_kernels(name):
     with refused(RuntimeError, name, "cpu and cuda"):
-        _backend.check_device(torch.device(name))
+        backends.check_device(torch.device(name))
 
 
 def test_a_gpu_tensor_where_cuda_was_not_compiled(monkeypatch):
-    monkeypatch.setattr(_backend, "core", SimpleNamespace(with_cuda=False))
+    monkeypatch.setattr(backends, "core", SimpleNamespace(with_cuda=False))
     with refused(RuntimeError, "CUDA", "nvcc", "SNNFAST_CUDA=1", "build_info()"):
-        _backend.check_device(torch.device("cuda"))
+        backends.check_device(torch.device("cuda"))
 
 
-@pytest.mark.skipif(_backend.core.with_cuda, reason="this build has CUDA kernels")
+@pytest.mark.skipif(backends.core.with_cuda, reason="this build has CUDA kernels")
 def test_layers_name_the_device_they_cannot_run():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -12,8 +12,9 @@ from torch import nn
 from versions import told
 
 import snnfast as sf
-from snnfast import normalization_ops, ops
 from snnfast.dynamics import make_dynamics
+from snnfast.ops import integrate as ops
+from snnfast.ops import normalize as normalization_ops
 
 C = 3
 

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 import snnfast as sf
 from snnfast import models
-from snnfast._fuse_reshape import of_module
+from snnfast.fusion.reshape import of_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 C = 5

@@ -13,7 +13,7 @@ SCRIPT = """
 import ctypes, mmap, sys
 import torch
 import snnfast as sf
-from snnfast import _backend
+from snnfast import backends
 
 directory, tests = sys.argv[1:]
 if directory != "cpu":
@@ -21,7 +21,7 @@ if directory != "cpu":
     sys.path.insert(0, tests)
     import host_run
     core = host_run.build(Path(directory))
-    _backend.target = lambda tensor: (core, core.Where(0, 0, 0))
+    backends.target = lambda tensor: (core, core.Where(0, 0, 0))
 
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import snnfast
-from snnfast import benchmarks, cli, training
+from snnfast import benchmarks, training
 from snnfast.benchmarks import run
-from snnfast.cli import main
+from snnfast.cli import entry as cli
+from snnfast.cli.entry import main
 from snnfast.data import data_sets
 from snnfast.training import TrainOptions, layer_timing
 

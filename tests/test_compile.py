@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 from versions import told
 
 import snnfast as sf
-from snnfast import ops
 from snnfast.dynamics import make_dynamics
+from snnfast.ops import integrate as ops
 
 
 @pytest.fixture(autouse=True)

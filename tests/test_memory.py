@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast as sf
-from snnfast.ops import CHECKPOINT_INTERVAL as K
+from snnfast.ops.integrate import CHECKPOINT_INTERVAL as K
 
 N = (4, 3, 7)
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import snnfast as sf
-from snnfast import packing
-from snnfast.memory import LayerMemory, MemoryReport
+from snnfast.memory import packing
+from snnfast.memory.report import LayerMemory, MemoryReport
 
 T, B = 5, 4
 

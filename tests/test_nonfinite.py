@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import snnfast as sf
-from snnfast import _backend
+from snnfast import backends
 from snnfast import surrogate as shapes
 
 SURROGATES = [getattr(shapes, name)() for name in
@@ -157,9 +157,9 @@ def test_half_types_overflow_to_infinity_in_the_potential_of_their_own_neuron_on
 
 @pytest.fixture
 def chosen_again():
-    best = _backend.core.instruction_set()
+    best = backends.core.instruction_set()
     yield
-    assert _backend.core.use_instruction_set(best)
+    assert backends.core.use_instruction_set(best)
 
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
@@ -168,7 +168,7 @@ def test_float16_currents_count_where_subnormal_numbers_are_taken_for_zero(
     kernels, chosen_again, steps, instruction_set
 ):
     """float16's subnormal numbers are ordinary ones in float32, the dtype of the potential."""
-    if not _backend.core.use_instruction_set(instruction_set):
+    if not backends.core.use_instruction_set(instruction_set):
         pytest.skip(f"no {instruction_set} here")
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
     values = bits[bits.isfinite()].to(kernels.device)  # all there are

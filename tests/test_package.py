@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import snnfast
-from snnfast import _backend, benchmarks
+from snnfast import backends, benchmarks
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = Path(_backend.core.__file__)
+CORE = Path(backends.core.__file__)
 
 
 def in_fresh_python(code: str) -> str:
@@ -51,7 +51,7 @@ def test_build_info_says_what_was_compiled():
     assert info.keys() == {"version", "compiler", "cpu", "cuda"}
     assert info["version"] == snnfast.__version__
     assert info["cpu"].keys() == {"backend", "instruction_set", "threads", "openmp"}
-    if _backend.core.with_cuda:
+    if backends.core.with_cuda:
         assert info["cuda"].keys() == {"backend", "toolkit", "architectures", "driver", "available"}
     else:
         assert info["cuda"].keys() == {"backend", "why", "available"}

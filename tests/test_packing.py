@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, max_pool2d
 
 import snnfast as sf
 from snnfast._text import readable
-from snnfast.packing_ops import pack_bits, unpack_bits
+from snnfast.ops.pack_bits import pack_bits, unpack_bits
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d
 from torch.utils.checkpoint import checkpoint
 
 import snnfast as sf
-from snnfast import packing
+from snnfast.memory import packing
 
 # ---- changes in place
 

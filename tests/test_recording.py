@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from versions import TORCH
 
 import snnfast as sf
-from snnfast import ops
+from snnfast.ops import integrate as ops
 
 C = 3
 STEPS = torch.export.Dim("steps", min=2, max=100)

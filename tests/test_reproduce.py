@@ -20,7 +20,7 @@ import torch
 
 from snnfast.benchmarks.paper import files, page, reproduce, workbench
 from snnfast.benchmarks.paper.experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from snnfast.cli import main
+from snnfast.cli.entry import main
 from snnfast.training.output import OutputFolder
 
 CONTEXT = Context("small", None, torch.device("cpu"))

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import snnfast as sf
-from snnfast import _backend
+from snnfast import backends
 
-core = _backend.core
+core = backends.core
 SETS = ("avx512", "avx2", "baseline")
 
 

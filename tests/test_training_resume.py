@@ -18,15 +18,8 @@ from torch import nn
 from training_cases import COMMAND, CPU, PLAIN, colours, losses, run
 
 from snnfast import data, models, training, tuning
-from snnfast.cli import main
-from snnfast.training import (
-    CheckpointError,
-    DivergedError,
-    OutputError,
-    Trainer,
-    TrainOptions,
-    checkpoints,
-)
+from snnfast.cli.entry import main
+from snnfast.training import CheckpointError, DivergedError, OutputError, Trainer, TrainOptions, checkpoints
 from snnfast.training.output import OutputFolder
 
 

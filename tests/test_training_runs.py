@@ -17,12 +17,8 @@ from training_cases import COMMAND, CPU, PLAIN, colours, losses, run
 
 import snnfast as sf
 from snnfast import data, models, training
-from snnfast.cli import main
-from snnfast.training import (
-    OptionError,
-    Trainer,
-    TrainOptions,
-)
+from snnfast.cli.entry import main
+from snnfast.training import OptionError, Trainer, TrainOptions
 
 
 def test_no_step_is_taken_after_the_last_and_the_first_finds_the_rate() -> None:

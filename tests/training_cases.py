@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 
 from snnfast.data import ImageData, Split
-from snnfast.training import (
-    TrainOptions,
-)
+from snnfast.training import TrainOptions
 
 CPU = torch.device("cpu")
 

@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import experiment
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import (
-    SERIES,
-    accuracies,
-    dress,
-    images_of,
-    in_words,
-    network,
-    sharpen,
-    train_model,
-    training_in_words,
-)
+from .workbench import SERIES, accuracies, dress, images_of, in_words, network, sharpen, train_model, training_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

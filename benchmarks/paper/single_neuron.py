@@ -20,7 +20,7 @@ from torch import Tensor
 
 import snnfast as sf
 from snnfast import losses
-from snnfast._command import USAGE, Parser, integer
+from snnfast.cli.command import USAGE, Parser, integer
 from snnfast.training.output import OutputError, OutputFolder
 
 STEPS = 200

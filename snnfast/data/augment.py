@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snnfast._checks import dense, integer, number
-from snnfast._checks import generator as check_generator
+from snnfast._arguments.checks import dense, integer, number
+from snnfast._arguments.checks import generator as check_generator
 
 __all__ = ["CIFAR", "Augmentation", "color_jitter", "horizontal_flip", "random_crop"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from snnfast._checks import flag, generator, integer
+from snnfast._arguments.checks import flag, generator, integer
 
 
 class DataError(ValueError):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from snnfast._checks import path as checked_path
+from snnfast._arguments.checks import path as checked_path
 from snnfast.data.cifar import load_cifar10, load_cifar100
 from snnfast.data.digits import load_digits
 from snnfast.data.imagenette import load_imagenette

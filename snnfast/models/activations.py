@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnfast._checks import word
-from snnfast._state_dict import takes_keys
-from snnfast.batch_norm import BatchNormIF, BatchNormLIF
+from snnfast._arguments.checks import word
 from snnfast.dynamics import flag
-from snnfast.layers import IF, LIF
+from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF
+from snnfast.layers.state_dict import takes_keys
 from snnfast.models.normalization import BatchNorm2d
 
 __all__ = ["ACTIVATIONS", "Activation", "BatchNormReLU", "ReLU", "ResidualIF", "ResidualLIF"]

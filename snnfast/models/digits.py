@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from snnfast._checks import function
+from snnfast._arguments.checks import function
 from snnfast.layers import IF, OverTime, Readout
 from snnfast.models.network import SummedLinear, at_least_one, check_images, three_sizes
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnfast._hints import own_options, refuse, to_floating
+from snnfast._arguments.hints import own_options, refuse, to_floating
 from snnfast.dynamics import MOST_STEPS, not_a_tensor
 from snnfast.layers import LIF, Readout
 from snnfast.models.activations import LAYER_TYPES, Activation

@@ -10,9 +10,10 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snnfast.batch_norm import BatchNormIF, BatchNormLIF
+from snnfast.autograd.statistics import moments_of_all, track, tracked_of_all
 from snnfast.dynamics import state_dtype
-from snnfast.normalized import moments_of_all, resolve_group, track, tracked_of_all
+from snnfast.layers import BatchNormIF, BatchNormLIF
+from snnfast.normalization import resolve_group
 
 __all__ = ["BatchNorm2d", "synchronize"]
 

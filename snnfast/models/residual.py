@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from snnfast._checks import word
-from snnfast._state_dict import WithNumbers
+from snnfast._arguments.checks import word
+from snnfast.layers.state_dict import WithNumbers
 from snnfast.models.activations import Activation
 from snnfast.models.network import Network, SummedLinear, check_sizes, each_step, named_options
 from snnfast.models.normalization import BatchNorm2d

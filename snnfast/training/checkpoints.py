@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import snnfast
-from snnfast._state_dict import takes_keys
 from snnfast.data import load
+from snnfast.layers.state_dict import takes_keys
 from snnfast.training.options import OptionError, TrainOptions
 from snnfast.training.output import OutputError
 from snnfast.training.trainer import Trainer, build, fingerprint

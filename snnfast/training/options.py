@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from snnfast import build_info, models, surrogate
-from snnfast._hints import refuse
+from snnfast._arguments.hints import refuse
 from snnfast.data import augment, check_known
 from snnfast.dynamics import MOST_STEPS
 from snnfast.training.implementations import IMPLEMENTATIONS

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from snnfast import models, tuning
-from snnfast._command import is_out_of_memory, one_line
+from snnfast.cli.command import is_out_of_memory, one_line
 from snnfast.data import ImageData, Split
 from snnfast.training.implementations import neuron_factory
 from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, SURROGATES, TUNE, OptionError, TrainOptions

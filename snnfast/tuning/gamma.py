@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn import functional as F
 
-from snnfast._checks import function, integer, number
+from snnfast._arguments.checks import function, integer, number
 from snnfast.tuning.gradients import GradientProfile, gradient_profile
 from snnfast.tuning.trial import Batches, Loss, SpikingLayer, check_batches, on_trial
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
-from snnfast._checks import function
-from snnfast._checks import path as checked_path
-from snnfast.batch_norm import _BatchNormNeuron
+from snnfast._arguments.checks import function
+from snnfast._arguments.checks import path as checked_path
+from snnfast.layers import BatchNormNeuron
 from snnfast.tuning.trial import (
     Batches,
     Loss,
@@ -212,7 +212,7 @@ def probed(layers: list[SpikingLayer], probe: Callable[[SpikingLayer, Tensor], T
     def enter(layer: SpikingLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
         current, steps = given["current"], given.get("steps")
-        if not isinstance(layer, _BatchNormNeuron):
+        if not isinstance(layer, BatchNormNeuron):
             return (), {**given, "current": probe(layer, over_time(current, steps, layer.time_dim)), "steps": None}
         residual = given.get("residual")
         if residual is None:

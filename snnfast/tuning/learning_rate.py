@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnfast._checks import function, integer, number
+from snnfast._arguments.checks import function, integer, number
 from snnfast.tuning.trial import Batches, Loss, check_batches, checked_loss, on_trial, passes_over, reset_states
 
 _BELOW_BEST = 10.0  # the suggestion's distance from the rate with the lowest smoothed loss, which is near divergence

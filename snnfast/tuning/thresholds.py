@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnfast._state_dict import hold
-from snnfast.batch_norm import _BatchNormNeuron
 from snnfast.functional import batch_norm_integrate_and_fire
+from snnfast.layers import BatchNormNeuron
+from snnfast.layers.state_dict import hold
 from snnfast.tuning.gradients import over_time
 from snnfast.tuning.trial import (
     Batches,
@@ -149,7 +149,7 @@ def _largest_current(
 def entering_current(layer: SpikingLayer, arguments: dict[str, Any]) -> Tensor:
     """What the neurons of a call integrate: its current, normalized and with the residual where the layer does that."""
     current, steps = arguments["current"], arguments.get("steps")
-    if not isinstance(layer, _BatchNormNeuron):
+    if not isinstance(layer, BatchNormNeuron):
         return current
     residual = arguments.get("residual")
     timed = steps is None or (residual is not None and residual.dim() > current.dim())

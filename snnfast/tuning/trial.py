@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnfast.layers import _Neuron as SpikingLayer
+from snnfast.layers import Neuron as SpikingLayer
 
 Batches = Iterable[tuple[Any, Any]]
 """(inputs, targets), iterated anew for every evaluation; inputs as the model takes them, targets as the loss does."""

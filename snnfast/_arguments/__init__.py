@@ -1,0 +1,1 @@
+"""What is checked of arguments: ``checks`` of their kind, ``axes`` of a shape, ``hints`` at what was meant."""

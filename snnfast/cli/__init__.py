@@ -1,0 +1,5 @@
+"""The command ``snnfast``."""
+
+from snnfast.cli.entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,25 @@
+"""What every layer is to torch.fx and torch.jit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+__all__ = ["Layer", "as_leaf"]
+
+
+def as_leaf(layer: nn.Module, *arguments: Any, **named: Any) -> fx.Proxy:
+    """The call of a layer as one node of a torch.fx graph, as those of torch.nn's layers are."""
+    tracer = next(a for a in (*arguments, *named.values()) if isinstance(a, fx.Proxy)).tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, named)
+
+
+class Layer(nn.Module):
+    """Base of the layers, which torch.jit.script cannot compile and should say so of by name."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose forward is Python around an op; "
+            "torch.jit.trace(model, sample) and torch.export.export(model, (sample,)) record it, torch.compile runs it"
+        )

@@ -1,0 +1,1 @@
+"""Memory: spikes kept for backward as bits (``packing``), and what each layer keeps (``report``)."""
