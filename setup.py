@@ -320,10 +320,7 @@ def run(command: list[str], folder: Path, lock: int | None) -> str:
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     said: list[str] = []
     held = () if lock is None else (lock,)
-    with (
-        open(folder / "log", "a") as log,
-        subprocess.Popen(command, env=environment, pass_fds=held, **pipe) as step,
-    ):
+    with open(folder / "log", "a") as log, subprocess.Popen(command, env=environment, pass_fds=held, **pipe) as step:
         for line in step.stdout:
             said.append(line)
             log.write(line)

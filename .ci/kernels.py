@@ -115,8 +115,7 @@ def main(arguments: list[str]) -> int:
         most = max(uses, key=lambda name: uses[name].registers)
         spilling = [name for name, use in uses.items() if use.spilled]
         print(
-            f"{architecture}: {len(uses)} kernels, {len(spilling)} spill; "
-            f"most registers {uses[most].registers}: {most}"
+            f"{architecture}: {len(uses)} kernels, {len(spilling)} spill; most registers {uses[most].registers}: {most}"
         )
     excessive = [names[m] for m, uses in found.items() if any(u.spilled > ALLOWED_SPILLS for u in uses.values())]
     if excessive:

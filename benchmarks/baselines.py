@@ -81,8 +81,11 @@ class Baseline:
 
     def own_dynamics(self, neuron: Neuron) -> Neuron:
         """The neuron that this implementation runs when asked for `neuron`: the same one where nothing differs."""
-        asked = {"surrogate": neuron.surrogate, "detach_reset": neuron.detach_reset,
-                 "fire_on_equal": neuron.option("fire_on_equal", False)}
+        asked = {
+            "surrogate": neuron.surrogate,
+            "detach_reset": neuron.detach_reset,
+            "fire_on_equal": neuron.option("fire_on_equal", False),
+        }
         differing = {name: value for name, value in self.overrides(neuron).items() if value != asked[name]}
         return replace(neuron, options={**neuron.options, **differing}) if differing else neuron
 
@@ -127,7 +130,6 @@ def _maker(kinds: Mapping[str, Callable[..., Forward]], what: str) -> Callable[[
 _make_naive = _maker(NAIVE, "plain loop")
 
 
-
 @functools.cache
 def _empty_compile_cache() -> None:
     """Points the compiler's cache at an empty folder, once a process: a compile time read off a cache is none."""
@@ -169,15 +171,29 @@ def _no_compiler() -> str | None:
 BASELINES: tuple[Baseline, ...] = (
     Baseline(OURS, "snnfast", _maker(FUSED, "fused layer")),
     Baseline("naive", "naive loop", _make_naive),
-    Baseline("compiled", "compiled loop", _make_compiled, missing=_no_compiler, slow_start=True,
-             rounding="a compiler may contract or reorder arithmetic",
-             note="the naive loop under torch.compile(fullgraph=True, dynamic=False), one compilation per T"),
-    Baseline("unfused", "batch norm, snnfast.IF", _maker(UNFUSED, "pair of layers"),
-             note="torch's batch norm and the fused neuron, as two layers"),
-    Baseline("relu", "torch.relu", _maker(RELU, "twin without spikes"), yardstick=True,
-             note="behind torch's batch norm where the layer has one: the network's twin without spikes"),
-    Baseline("copy", "copy", _make_copy, yardstick=True, forward_only=True,
-             note="out of place, into a fresh tensor"),
+    Baseline(
+        "compiled",
+        "compiled loop",
+        _make_compiled,
+        missing=_no_compiler,
+        slow_start=True,
+        rounding="a compiler may contract or reorder arithmetic",
+        note="the naive loop under torch.compile(fullgraph=True, dynamic=False), one compilation per T",
+    ),
+    Baseline(
+        "unfused",
+        "batch norm, snnfast.IF",
+        _maker(UNFUSED, "pair of layers"),
+        note="torch's batch norm and the fused neuron, as two layers",
+    ),
+    Baseline(
+        "relu",
+        "torch.relu",
+        _maker(RELU, "twin without spikes"),
+        yardstick=True,
+        note="behind torch's batch norm where the layer has one: the network's twin without spikes",
+    ),
+    Baseline("copy", "copy", _make_copy, yardstick=True, forward_only=True, note="out of place, into a fresh tensor"),
     Baseline("matmul", "linear alone", _make_no_neuron, yardstick=True, note="the block without its neuron"),
     *(Baseline(**peer) for peer in peers.PEERS),
 )

@@ -90,13 +90,21 @@ class Case:
 
     def describe(self) -> dict[str, object]:
         """For a result file."""
-        return {"name": self.name, "group": self.group, "shape": list(self.shape),
-                "dtype": str(self.dtype).removeprefix("torch."), "neuron": self.neuron.describe(),
-                "training": self.training, "steps": self.steps, "time_steps": self.time_steps,
-                "elements": self.elements,
-                "input_bytes": math.prod(self.shape) * self.dtype.itemsize, "block": self.block,
-                "bytes_moved": self.bytes_moved(),
-                "note": self.note}
+        return {
+            "name": self.name,
+            "group": self.group,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "neuron": self.neuron.describe(),
+            "training": self.training,
+            "steps": self.steps,
+            "time_steps": self.time_steps,
+            "elements": self.elements,
+            "input_bytes": math.prod(self.shape) * self.dtype.itemsize,
+            "block": self.block,
+            "bytes_moved": self.bytes_moved(),
+            "note": self.note,
+        }
 
 
 # Blocks: what stands around the neuron. Each makes, for a case on a device, the parameters that all sides share and a
@@ -153,8 +161,10 @@ BLOCKS: dict[str, Block] = {
 }
 
 SHAPES = ((4, 32, 64, 16, 16), (10, 16, 64, 16, 16), (32, 8, 64, 16, 16))
-SURROGATES = tuple(getattr(surrogate, name)() for name in
-                   ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian"))
+SURROGATES = tuple(
+    getattr(surrogate, name)()
+    for name in ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian")
+)
 FULL = frozenset({"full"})
 BOTH = frozenset({"default", "full"})
 ALL = frozenset({"quick", "default", "full"})
@@ -171,16 +181,40 @@ def _headline() -> Iterable[Case]:
         # Apart, since a side that moves ten times the memory leaves every side after it cold caches. Compiling takes a
         # minute and grows with T, so a first run sees it once, at the shortest.
         compiled = ("compiled",) if shape == SHAPES[0] else ()
-        yield Case(f"if-{_short(shape)}-peers", "one layer, training, beside other libraries", shape, seconds=4.0,
-                   sides=LOOPS + compiled + PEERS, suites=frozenset({"default"}))
-        yield Case(f"if-{_short(shape)}-all", "one layer, training, beside other libraries", shape, suites=FULL,
-                   seconds=20.0, sides=(*LOOPS, "compiled", *PEERS))
+        yield Case(
+            f"if-{_short(shape)}-peers",
+            "one layer, training, beside other libraries",
+            shape,
+            seconds=4.0,
+            sides=LOOPS + compiled + PEERS,
+            suites=frozenset({"default"}),
+        )
+        yield Case(
+            f"if-{_short(shape)}-all",
+            "one layer, training, beside other libraries",
+            shape,
+            suites=FULL,
+            seconds=20.0,
+            sides=(*LOOPS, "compiled", *PEERS),
+        )
     for shape in SHAPES:
-        yield Case(f"if-{_short(shape)}-inference", "one layer, inference", shape, training=False,
-                   sides=LOOPS + PEERS, seconds=2.0)
+        yield Case(
+            f"if-{_short(shape)}-inference",
+            "one layer, inference",
+            shape,
+            training=False,
+            sides=LOOPS + PEERS,
+            seconds=2.0,
+        )
     yield Case("if-quick", "one layer, training", (4, 4, 8, 8, 8), suites=frozenset({"quick"}), seconds=0.2)
-    yield Case("if-quick-inference", "one layer, inference", (4, 4, 8, 8, 8), training=False,
-               suites=frozenset({"quick"}), seconds=0.1)
+    yield Case(
+        "if-quick-inference",
+        "one layer, inference",
+        (4, 4, 8, 8, 8),
+        training=False,
+        suites=frozenset({"quick"}),
+        seconds=0.1,
+    )
 
 
 def _over_time() -> Iterable[Case]:
@@ -189,8 +223,14 @@ def _over_time() -> Iterable[Case]:
         yield Case(f"steps-{steps}", "over T", (steps, 8, 32, 16, 16), suites=suites, seconds=1.5)
         # unrolled, 128 steps take the compiler many minutes
         if steps <= 32:
-            yield Case(f"steps-{steps}-all", "over T, compiled loop and peers", (steps, 8, 32, 16, 16), suites=FULL,
-                       sides=(*LOOPS, "compiled", *PEERS), seconds=3.0)
+            yield Case(
+                f"steps-{steps}-all",
+                "over T, compiled loop and peers",
+                (steps, 8, 32, 16, 16),
+                suites=FULL,
+                sides=(*LOOPS, "compiled", *PEERS),
+                seconds=3.0,
+            )
     for steps in (1, 3):
         yield Case(f"steps-{steps}-quick", "over T", (steps, 2, 64), suites=frozenset({"quick"}), seconds=0.1)
 
@@ -198,11 +238,13 @@ def _over_time() -> Iterable[Case]:
 def _over_size() -> Iterable[Case]:
     for exponent in range(8, 23):
         suites = BOTH if exponent in (8, 12, 16, 20) else FULL
-        yield Case(f"size-2e{exponent}", "over size", (8, 2 ** (exponent - 3)), suites=suites, seconds=1.5,
-                   note="T = 8")
+        yield Case(
+            f"size-2e{exponent}", "over size", (8, 2 ** (exponent - 3)), suites=suites, seconds=1.5, note="T = 8"
+        )
     for exponent in (6, 9):
-        yield Case(f"size-2e{exponent}-quick", "over size", (8, 2 ** (exponent - 3)),
-                   suites=frozenset({"quick"}), seconds=0.1)
+        yield Case(
+            f"size-2e{exponent}-quick", "over size", (8, 2 ** (exponent - 3)), suites=frozenset({"quick"}), seconds=0.1
+        )
 
 
 def _variants() -> Iterable[Case]:
@@ -217,12 +259,25 @@ def _variants() -> Iterable[Case]:
     yield Case("soft", "dynamics", shape, neuron=Neuron("IF", {"reset": "soft"}), sides=LOOPS + PEERS)
     yield Case("hard-attached", "dynamics", shape, neuron=Neuron("IF", {"detach_reset": False}), suites=FULL)
     yield Case("lif", "dynamics", shape, neuron=Neuron("LIF", {"tau": 2.0}), sides=LOOPS + PEERS)
-    yield Case("lif-undecayed", "dynamics", shape, neuron=Neuron("LIF", {"tau": 2.0, "decay_input": False}),
-               sides=LOOPS + PEERS, suites=FULL)
-    yield Case("held", "dynamics", shape[1:], steps=shape[0], sides=("snnfast", "naive", "copy"),
-               note="one current held for T steps; the copy is of the spikes' size")
-    yield Case("tiny", "per call", (4, 2, 8), suites=ALL, seconds=0.5,
-               note="64 elements: what a call costs before it computes")
+    yield Case(
+        "lif-undecayed",
+        "dynamics",
+        shape,
+        neuron=Neuron("LIF", {"tau": 2.0, "decay_input": False}),
+        sides=LOOPS + PEERS,
+        suites=FULL,
+    )
+    yield Case(
+        "held",
+        "dynamics",
+        shape[1:],
+        steps=shape[0],
+        sides=("snnfast", "naive", "copy"),
+        note="one current held for T steps; the copy is of the spikes' size",
+    )
+    yield Case(
+        "tiny", "per call", (4, 2, 8), suites=ALL, seconds=0.5, note="64 elements: what a call costs before it computes"
+    )
     yield Case("tiny-inference", "per call", (4, 2, 8), suites=ALL, seconds=0.3, training=False)
 
 
@@ -234,18 +289,49 @@ def _batch_norm() -> Iterable[Case]:
         name, group = _short(shape), "batch norm + IF, training"
         peers = ("spikingjelly", "spikingjelly-native", "spikingjelly-triton", "spikingjelly-torch")
         yield Case(f"bn-{name}", group, shape, neuron=neuron, sides=sides, suites=suites, seconds=4.0)
-        yield Case(f"bn-residual-{name}", group, shape, neuron=neuron, sides=sides, suites=suites, block="residual",
-                   seconds=3.0, note="with a residual current, which gets a gradient too")
-        yield Case(f"bn-{name}-peers", f"{group}, beside other libraries", shape, neuron=neuron, suites=suites,
-                   sides=(*sides, *peers), seconds=3.0)
+        yield Case(
+            f"bn-residual-{name}",
+            group,
+            shape,
+            neuron=neuron,
+            sides=sides,
+            suites=suites,
+            block="residual",
+            seconds=3.0,
+            note="with a residual current, which gets a gradient too",
+        )
+        yield Case(
+            f"bn-{name}-peers",
+            f"{group}, beside other libraries",
+            shape,
+            neuron=neuron,
+            suites=suites,
+            sides=(*sides, *peers),
+            seconds=3.0,
+        )
         if shape == SHAPES[1]:
             yield Case(f"bn-{name}-all", group, shape, neuron=neuron, sides=everyone, suites=FULL, seconds=20.0)
-            yield Case(f"bn-{name}-bfloat16", group, shape, dtype=torch.bfloat16, neuron=neuron, suites=FULL,
-                       sides=(*sides, *peers), seconds=4.0)
+            yield Case(
+                f"bn-{name}-bfloat16",
+                group,
+                shape,
+                dtype=torch.bfloat16,
+                neuron=neuron,
+                suites=FULL,
+                sides=(*sides, *peers),
+                seconds=4.0,
+            )
     shape = (10, 4, 64, 16, 16)
-    yield Case("conv-bn", "convolution, batch norm, IF", shape, sides=(*sides, "spikingjelly"), block="convolution",
-               neuron=Neuron("BatchNormIF", {"num_features": 64}), seconds=3.0,
-               note="a 3x3 convolution of 64 channels in front")
+    yield Case(
+        "conv-bn",
+        "convolution, batch norm, IF",
+        shape,
+        sides=(*sides, "spikingjelly"),
+        block="convolution",
+        neuron=Neuron("BatchNormIF", {"num_features": 64}),
+        seconds=3.0,
+        note="a 3x3 convolution of 64 channels in front",
+    )
 
 
 def _published() -> Iterable[Case]:
@@ -254,8 +340,17 @@ def _published() -> Iterable[Case]:
     # decay_input=False is the leak that all of the libraries can run
     neuron = Neuron("LIF", {"tau": 2.0, "decay_input": False})
     for n, devices in ((512, ("cpu", "cuda")), (4096, ("cpu", "cuda")), (8192, ("cuda",)), (16384, ("cuda",))):
-        yield Case(f"linear-lif-{n}", "Linear + LIF, T = 500, batch 16", (500, 16, n), neuron=neuron, block="linear",
-                   sides=("snnfast", "naive", "matmul", *PEERS), suites=FULL, seconds=20.0, devices=devices)
+        yield Case(
+            f"linear-lif-{n}",
+            "Linear + LIF, T = 500, batch 16",
+            (500, 16, n),
+            neuron=neuron,
+            block="linear",
+            sides=("snnfast", "naive", "matmul", *PEERS),
+            suites=FULL,
+            seconds=20.0,
+            devices=devices,
+        )
 
 
 def _all_cases() -> tuple[Case, ...]:
@@ -282,7 +377,9 @@ def select(suite: str, device: str, wanted: Sequence[str] = ()) -> list[Case]:
         found = found or [case for case in CASES if case.group == name and suite in case.suites]
         if not found:
             groups = list(dict.fromkeys(case.group for case in CASES if suite in case.suites))
-            raise ValueError(f"unknown case {name!r}; the cases are: {', '.join(case.name for case in CASES)}; "
-                             f"and the groups: {', '.join(repr(group) for group in groups)}")
+            raise ValueError(
+                f"unknown case {name!r}; the cases are: {', '.join(case.name for case in CASES)}; "
+                f"and the groups: {', '.join(repr(group) for group in groups)}"
+            )
         chosen += [case for case in found if case not in chosen and device in case.devices]
     return chosen

@@ -3,8 +3,8 @@
     python -m snnfast.benchmarks.compare REV              the working tree against REV
     python -m snnfast.benchmarks.compare REV --head REV2
 
-Builds both revisions, each in a folder of its own, puts this benchmark suite into both, and asks two processes in turns,
-so that a neighbour's load falls on both alike.
+Builds both revisions, each in a folder of its own, puts this benchmark suite into both, and asks two processes in
+turns, so that a neighbour's load falls on both alike.
 """
 
 from __future__ import annotations
@@ -46,21 +46,42 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m snnfast.benchmarks.compare",
         description="Builds two revisions of the checkout that it runs in, shows whether random calls give the same "
-        "bits in both, and times the benchmark's cases in both, in turns.")
+        "bits in both, and times the benchmark's cases in both, in turns.",
+    )
     parser.add_argument("base", metavar="REV", help="the revision to compare with, as git names it")
     parser.add_argument("--head", metavar="REV", help="the revision that is judged (default: the working tree)")
-    parser.add_argument("--calls", type=integer(0, 10**6), default=500, metavar="N",
-                        help="random calls whose results must be equal (default: 500)")
-    parser.add_argument("--case", action="append", default=[], metavar="NAME",
-                        help="a case or group to time; 'none' for no timing; may be repeated (default: the default suite)")
-    parser.add_argument("--seconds", type=seconds, default=1.0, metavar="S",
-                        help="time for each side of a case in each round (default: 1)")
-    parser.add_argument("--rounds", type=integer(1, 1000), default=3, metavar="N",
-                        help="rounds, each in fresh processes (default: 3)")
+    parser.add_argument(
+        "--calls",
+        type=integer(0, 10**6),
+        default=500,
+        metavar="N",
+        help="random calls whose results must be equal (default: 500)",
+    )
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a case or group to time; 'none' for no timing; may be repeated (default: the default suite)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=seconds,
+        default=1.0,
+        metavar="S",
+        help="time for each side of a case in each round (default: 1)",
+    )
+    parser.add_argument(
+        "--rounds", type=integer(1, 1000), default=3, metavar="N", help="rounds, each in fresh processes (default: 3)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="append a row per case to that file")
-    parser.add_argument("--keep", type=Path, metavar="DIR",
-                        help="build there, and use what an earlier comparison of the same commits built there")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="build there, and use what an earlier comparison of the same commits built there",
+    )
     return parser
 
 
@@ -100,7 +121,17 @@ def _build(name: str, revision: str | None, top: Path, folder: Path, cuda: bool)
                 subprocess.run(["tar", "-x", "-C", str(source)], input=archive.stdout, check=True)
             shutil.rmtree(target, ignore_errors=True)
             environ = dict(os.environ, SNNFAST_CUDA="1" if cuda else "0")
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(target),
+                str(source),
+            ]
             finished = subprocess.run(command, env=environ, capture_output=True, text=True)
             if finished.returncode != 0:
                 raise CompareError(f"{name}, {commit[:12]}, does not build:\n{finished.stderr.strip()[-2000:]}")
@@ -118,8 +149,13 @@ class Side:
         environ = dict(preloaded, PYTHONPATH=str(revision.folder))
         self.name = revision.name
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "snnfast.benchmarks.compare_worker", device], env=environ,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=revision.folder)
+            [sys.executable, "-P", "-m", "snnfast.benchmarks.compare_worker", device],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=revision.folder,
+        )
 
     def __enter__(self) -> Side:
         return self
@@ -189,8 +225,9 @@ class Comparison:
         self.environ = environment.preloading(dict(os.environ)) or dict(os.environ)
 
     def _sides(self, stack: ExitStack) -> dict[str, Side]:
-        return {revision.name: stack.enter_context(Side(revision, self.device, self.environ))
-                for revision in self.revisions}
+        return {
+            revision.name: stack.enter_context(Side(revision, self.device, self.environ)) for revision in self.revisions
+        }
 
     def different_calls(self, count: int) -> list[tuple[str, str]]:
         """Of ``count`` random calls the results that differ: their names, and a line about each."""
@@ -204,8 +241,10 @@ class Comparison:
                 base, head = (sides[name].ask("digests", first=first, count=number) for name in SIDES)
                 for seed, (old, new) in enumerate(zip(base, head, strict=True), first):
                     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-                    differing += [(name, f"{random_calls.draw(seed)}: {name}: {old.get(name)}, now {new.get(name)}")
-                                  for name in names]
+                    differing += [
+                        (name, f"{random_calls.draw(seed)}: {name}: {old.get(name)}, now {new.get(name)}")
+                        for name in names
+                    ]
         return differing
 
     def time(self, cases: Sequence[Compared], seconds: float) -> None:
@@ -228,9 +267,11 @@ def table(cases: Sequence[Compared]) -> str:
     for case in sorted(cases, key=lambda case: -case.ratio):
         lower, upper = case.quartiles
         verdict = "SLOWER" if case.slower else ""
-        lines.append(f"{case.name:34} {case.seconds('base') * 1e3:9.4g} {case.seconds('head') * 1e3:9.4g} "
-                     f"{case.ratio:6.3f} {lower:6.3f}-{upper:.3f} {case.ratio_of_least:8.3f}  "
-                     f"{'equal' if case.equal else 'DIFFERENT'} {verdict}".rstrip())
+        lines.append(
+            f"{case.name:34} {case.seconds('base') * 1e3:9.4g} {case.seconds('head') * 1e3:9.4g} "
+            f"{case.ratio:6.3f} {lower:6.3f}-{upper:.3f} {case.ratio_of_least:8.3f}  "
+            f"{'equal' if case.equal else 'DIFFERENT'} {verdict}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -239,13 +280,46 @@ def _append(file: Path, cases: Sequence[Compared], revisions: Sequence[Revision]
     with file.open("a", newline="") as stream:
         rows = csv.writer(stream)
         if new:
-            rows.writerow(["date", "device", "torch", "threads", "base", "head", "case", "base_seconds", "head_seconds",
-                           "ratio", "lower_quartile", "upper_quartile", "ratio_of_fastest", "results_equal"])
+            rows.writerow(
+                [
+                    "date",
+                    "device",
+                    "torch",
+                    "threads",
+                    "base",
+                    "head",
+                    "case",
+                    "base_seconds",
+                    "head_seconds",
+                    "ratio",
+                    "lower_quartile",
+                    "upper_quartile",
+                    "ratio_of_fastest",
+                    "results_equal",
+                ]
+            )
         for case in cases:
-            rows.writerow([where["date"], where["device_name"], where["versions"].get("torch"), where["threads"],
-                           *(revision.commit for revision in revisions), case.name,
-                           *(f"{number:.6g}" for number in (case.seconds("base"), case.seconds("head"), case.ratio,
-                                                            *case.quartiles, case.ratio_of_least)), case.equal])
+            rows.writerow(
+                [
+                    where["date"],
+                    where["device_name"],
+                    where["versions"].get("torch"),
+                    where["threads"],
+                    *(revision.commit for revision in revisions),
+                    case.name,
+                    *(
+                        f"{number:.6g}"
+                        for number in (
+                            case.seconds("base"),
+                            case.seconds("head"),
+                            case.ratio,
+                            *case.quartiles,
+                            case.ratio_of_least,
+                        )
+                    ),
+                    case.equal,
+                ]
+            )
 
 
 def _compare(arguments: Any, folder: Path) -> bool:
@@ -273,9 +347,11 @@ def _compare(arguments: Any, folder: Path) -> bool:
         comparison.time(doubtful, 2 * arguments.seconds)
     if cases:
         where = environment.describe(torch.device(arguments.device))
-        print(f"{where['device_name']}, {where['threads']} threads, torch {where['versions']['torch']}, "
-              f"load {', '.join(f'{load:.1f}' for load in where['load_average'])}; "
-              f"base {revisions[0].commit[:12]}, head {revisions[1].commit[:12]}")
+        print(
+            f"{where['device_name']}, {where['threads']} threads, torch {where['versions']['torch']}, "
+            f"load {', '.join(f'{load:.1f}' for load in where['load_average'])}; "
+            f"base {revisions[0].commit[:12]}, head {revisions[1].commit[:12]}"
+        )
         print(table(cases))
         slower = [case.name for case in cases if case.slower]
         print(f"slower by more than {MOST_SLOWER:.0%}: {', '.join(slower) or 'none'}")

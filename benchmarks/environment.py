@@ -37,9 +37,17 @@ def loaded_allocator() -> str | None:
 
 def find_allocator() -> str | None:
     """The path of an installed jemalloc or tcmalloc, or None."""
-    places = [f"{root}/lib{name}*.so*" for name in ALLOCATORS
-              for root in (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib",
-                           f"{sys.prefix}/lib")]
+    places = [
+        f"{root}/lib{name}*.so*"
+        for name in ALLOCATORS
+        for root in (
+            f"/usr/lib/{platform.machine()}-linux-gnu",
+            "/usr/lib64",
+            "/usr/lib",
+            "/usr/local/lib",
+            f"{sys.prefix}/lib",
+        )
+    ]
     for place in places:
         # the debugging and profiling variants of tcmalloc measure something else
         found = sorted(path for path in glob.glob(place) if "debug" not in path and "profiler" not in path)
@@ -76,15 +84,24 @@ def faults_per_copy(megabytes: int = 16, copies: int = 10) -> float:
 def allocator() -> dict[str, Any]:
     """The allocator, its settings, and whether fresh CPU buffers are free of page faults, with a sentence."""
     name, faults = loaded_allocator(), faults_per_copy()
-    record: dict[str, Any] = {"name": name or "the C library's", "settings": os.environ.get("MALLOC_CONF", ""),
-                              "page_faults_per_16_MB": faults, "caching": faults < 100}
+    record: dict[str, Any] = {
+        "name": name or "the C library's",
+        "settings": os.environ.get("MALLOC_CONF", ""),
+        "page_faults_per_16_MB": faults,
+        "caching": faults < 100,
+    }
     if record["caching"]:
         record["remark"] = f"CPU buffers from {record['name']}, pages kept between calls"
     else:
-        record["remark"] = (f"CPU buffers from {record['name']}: {faults:.0f} page faults per fresh 16 MB, which every "
-                            "CPU time below includes; " +
-                            ("set MALLOC_CONF=" + KEEP_PAGES if name == "jemalloc" else
-                             "no jemalloc or tcmalloc was found (Debian, Ubuntu: apt install libjemalloc2)"))
+        record["remark"] = (
+            f"CPU buffers from {record['name']}: {faults:.0f} page faults per fresh 16 MB, which every "
+            "CPU time below includes; "
+            + (
+                "set MALLOC_CONF=" + KEEP_PAGES
+                if name == "jemalloc"
+                else "no jemalloc or tcmalloc was found (Debian, Ubuntu: apt install libjemalloc2)"
+            )
+        )
     return record
 
 
@@ -116,8 +133,9 @@ def _commit() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(tree), *arguments], capture_output=True, text=True, timeout=20,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(tree), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -133,8 +151,10 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "isa": {"snnfast": snnfast.build_info().get("cpu", {}).get("instruction_set"),
-                "torch": torch.backends.cpu.get_cpu_capability()},
+        "isa": {
+            "snnfast": snnfast.build_info().get("cpu", {}).get("instruction_set"),
+            "torch": torch.backends.cpu.get_cpu_capability(),
+        },
         "system": platform.platform(),
         "versions": _versions(),
         "build_info": snnfast.build_info(),
@@ -145,8 +165,11 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        record["cuda"] = {"toolkit_of_torch": torch.version.cuda, "memory": properties.total_memory,
-                          "multiprocessors": properties.multi_processor_count,
-                          "capability": f"{properties.major}.{properties.minor}",
-                          "l2_bytes": getattr(properties, "L2_cache_size", None)}
+        record["cuda"] = {
+            "toolkit_of_torch": torch.version.cuda,
+            "memory": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "capability": f"{properties.major}.{properties.minor}",
+            "l2_bytes": getattr(properties, "L2_cache_size", None),
+        }
     return record

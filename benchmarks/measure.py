@@ -78,9 +78,12 @@ def compare(mine: Result, theirs: Result, *, dtype: torch.dtype, rounding: str =
     where there is none).
     """
     if theirs.output.shape != mine.output.shape:
-        return {"agrees": False, "remark": f"differs: shape {tuple(theirs.output.shape)}, not "
-                                           f"{tuple(mine.output.shape)}", "differing_neurons": None,
-                "gradient_error": None}
+        return {
+            "agrees": False,
+            "remark": f"differs: shape {tuple(theirs.output.shape)}, not {tuple(mine.output.shape)}",
+            "differing_neurons": None,
+            "gradient_error": None,
+        }
     apart = (theirs.output.to(mine.output.dtype) != mine.output).any(0)
     differing = apart.float().mean().item() if apart.numel() else 0.0
     error = None
@@ -108,8 +111,9 @@ def _oracle(workload: Workload, neuron: Neuron, device: torch.device) -> Result:
     return workload.run(find(OURS).make(neuron, device))
 
 
-def measure(case: Case, device: torch.device, *, seconds: float | None = None,
-            baselines: Sequence[Baseline] | None = None) -> dict[str, Any]:
+def measure(
+    case: Case, device: torch.device, *, seconds: float | None = None, baselines: Sequence[Baseline] | None = None
+) -> dict[str, Any]:
     """Measures one case on a device.
 
     Args:
@@ -145,14 +149,21 @@ def measure(case: Case, device: torch.device, *, seconds: float | None = None,
                 record["first_call"] = time.perf_counter() - begin
             if not baseline.yardstick and baseline.name != OURS:
                 own = baseline.own_dynamics(case.neuron)
-                record |= compare(_oracle(workload, own, device), result, dtype=case.dtype,
-                                  rounding=baseline.rounds_differently(case.neuron))
+                record |= compare(
+                    _oracle(workload, own, device),
+                    result,
+                    dtype=case.dtype,
+                    rounding=baseline.rounds_differently(case.neuron),
+                )
                 if own != case.neuron:
                     record["own_dynamics"] = own.describe()
             del result
             if case.training and not baseline.forward_only:
-                record["kept"] = kept_for_backward(lambda side=side: workload.forward(side, workload.inputs[0]),
-                                                   workload.inputs[:1], workload.parameters).as_dict()
+                record["kept"] = kept_for_backward(
+                    lambda side=side: workload.forward(side, workload.inputs[0]),
+                    workload.inputs[:1],
+                    workload.parameters,
+                ).as_dict()
             step = workload.step(side, baseline.forward_only)
             record["peak_bytes"] = peak_memory(step, device)
         except Unsupported as error:

@@ -100,8 +100,9 @@ SIDES: dict[str, Side] = {
     "spikingjelly": _spikingjelly("batch norm, SpikingJelly 2.0", False),
     "unfused": _side("batch norm, snnfast.IF", lambda: with_batch_norm(snnfast.IF, CHANNELS)),
     "snnfast": _side("snnfast.BatchNormIF", _fused),
-    "snnfast-packed": Side("snnfast.BatchNormIF in pack_spikes",
-                           lambda blocks, current: _kept_packed(_chain(blocks, _fused), current)),
+    "snnfast-packed": Side(
+        "snnfast.BatchNormIF in pack_spikes", lambda blocks, current: _kept_packed(_chain(blocks, _fused), current)
+    ),
     "spikingjelly-memopt": _spikingjelly("SpikingJelly memopt (runs every block twice)", True),
 }
 

@@ -67,8 +67,17 @@ class NaiveIF(nn.Module):
     current for T steps. Any floating dtype; the state of half types is float32.
     """
 
-    def __init__(self, threshold: float = 1.0, *, reset: str = "hard", reset_value: float = 0.0, surrogate=None,
-                 detach_reset: bool | None = None, fire_on_equal: bool = False, time_dim: int = 0) -> None:
+    def __init__(
+        self,
+        threshold: float = 1.0,
+        *,
+        reset: str = "hard",
+        reset_value: float = 0.0,
+        surrogate=None,
+        detach_reset: bool | None = None,
+        fire_on_equal: bool = False,
+        time_dim: int = 0,
+    ) -> None:
         super().__init__()
         if reset not in ("hard", "soft"):
             raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
@@ -83,9 +92,11 @@ class NaiveIF(nn.Module):
         self.time_dim = time_dim
 
     def extra_repr(self) -> str:
-        return (f"threshold={self.threshold}, reset={self.reset!r}, reset_value={self.reset_value}, "
-                f"surrogate={self.surrogate!r}, detach_reset={self.detach_reset}, "
-                f"fire_on_equal={self.fire_on_equal}, time_dim={self.time_dim}")
+        return (
+            f"threshold={self.threshold}, reset={self.reset!r}, reset_value={self.reset_value}, "
+            f"surrogate={self.surrogate!r}, detach_reset={self.detach_reset}, "
+            f"fire_on_equal={self.fire_on_equal}, time_dim={self.time_dim}"
+        )
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """h = v + x, for potentials and currents of one time step, [B, ...] in the state's dtype."""
@@ -128,11 +139,28 @@ class NaiveLIF(NaiveIF):
     rest is `reset_value` for the hard reset and 0 for the soft one.
     """
 
-    def __init__(self, tau: float = 2.0, threshold: float = 1.0, *, decay_input: bool = True, reset: str = "hard",
-                 reset_value: float = 0.0, surrogate=None, detach_reset: bool | None = None,
-                 fire_on_equal: bool = False, time_dim: int = 0) -> None:
-        super().__init__(threshold, reset=reset, reset_value=reset_value, surrogate=surrogate,
-                         detach_reset=detach_reset, fire_on_equal=fire_on_equal, time_dim=time_dim)
+    def __init__(
+        self,
+        tau: float = 2.0,
+        threshold: float = 1.0,
+        *,
+        decay_input: bool = True,
+        reset: str = "hard",
+        reset_value: float = 0.0,
+        surrogate=None,
+        detach_reset: bool | None = None,
+        fire_on_equal: bool = False,
+        time_dim: int = 0,
+    ) -> None:
+        super().__init__(
+            threshold,
+            reset=reset,
+            reset_value=reset_value,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal,
+            time_dim=time_dim,
+        )
         if not tau > 1.0:
             raise ValueError(f"tau must be greater than 1, got {tau}")
         self.tau = float(tau)

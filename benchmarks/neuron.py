@@ -46,6 +46,7 @@ class Neuron:
 
     def describe(self) -> dict[str, Any]:
         """For a result file."""
-        return {"kind": self.kind,
-                "options": {k: v if isinstance(v, (bool, int, float, str)) else repr(v)
-                            for k, v in self.options.items()}}
+        return {
+            "kind": self.kind,
+            "options": {k: v if isinstance(v, (bool, int, float, str)) else repr(v) for k, v in self.options.items()},
+        }

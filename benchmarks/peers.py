@@ -66,10 +66,13 @@ def _spikingjelly(neuron: Neuron, device: torch.device) -> Forward:
     from spikingjelly.activation_based import neuron as sj
     from spikingjelly.activation_based import surrogate as sj_surrogate
 
-    options = {"v_threshold": neuron.option("threshold", 1.0),
-               "v_reset": neuron.option("reset_value", 0.0) if neuron.reset == "hard" else None,
-               "surrogate_function": sj_surrogate.SoftSign(alpha=gamma),
-               "detach_reset": neuron.detach_reset, "step_mode": "m"}
+    options = {
+        "v_threshold": neuron.option("threshold", 1.0),
+        "v_reset": neuron.option("reset_value", 0.0) if neuron.reset == "hard" else None,
+        "surrogate_function": sj_surrogate.SoftSign(alpha=gamma),
+        "detach_reset": neuron.detach_reset,
+        "step_mode": "m",
+    }
     if neuron.kind == "IF":
         node = sj.IFNode(**options)
     else:
@@ -138,9 +141,12 @@ def _snntorch(neuron: Neuron, device: torch.device) -> Forward:
     from snntorch import surrogate as snn_surrogate
 
     leak = 1.0 if neuron.kind == "IF" else 1.0 - 1.0 / neuron.option("tau", 2.0)
-    cell = snntorch.Leaky(beta=leak, threshold=neuron.option("threshold", 1.0),
-                          spike_grad=snn_surrogate.fast_sigmoid(slope=gamma),
-                          reset_mechanism="zero" if neuron.reset == "hard" else "subtract").to(device)
+    cell = snntorch.Leaky(
+        beta=leak,
+        threshold=neuron.option("threshold", 1.0),
+        spike_grad=snn_surrogate.fast_sigmoid(slope=gamma),
+        reset_mechanism="zero" if neuron.reset == "hard" else "subtract",
+    ).to(device)
 
     def forward(current: Tensor, steps: int | None = None) -> Tensor:
         potential = None
@@ -189,8 +195,13 @@ def _norse(neuron: Neuron, device: torch.device) -> Forward:
         from norse.torch.functional.lif_box import lif_box_feed_forward_step
 
         parameters = norse.LIFBoxParameters(
-            tau_mem_inv=torch.tensor(1000.0 / neuron.option("tau", 2.0), device=device), v_leak=rest, v_th=threshold,
-            v_reset=rest, method="super", reset_method=reset_value if neuron.reset == "hard" else reset_subtract)
+            tau_mem_inv=torch.tensor(1000.0 / neuron.option("tau", 2.0), device=device),
+            v_leak=rest,
+            v_th=threshold,
+            v_reset=rest,
+            method="super",
+            reset_method=reset_value if neuron.reset == "hard" else reset_subtract,
+        )
         module = SNN(lif_box_feed_forward_step, None, parameters, dt=0.001)
         state_class = LIFBoxFeedForwardState
 
@@ -204,19 +215,47 @@ def _norse(neuron: Neuron, device: torch.device) -> Forward:
 _FULL_PRECISION = (torch.float32, torch.float64)
 
 PEERS: tuple[dict[str, Any], ...] = (
-    dict(name="spikingjelly", title="SpikingJelly 2.0", make=_spikingjelly, overrides=_spikingjelly_overrides,
-         dtypes=_FULL_PRECISION, missing=_not_installed("spikingjelly", "'spikingjelly==2.0.*'"),
-         rounding="its leaky neuron rounds in another order",
-         note="IFNode / LIFNode, step_mode='m', SoftSign; on CUDA what it selects itself"),
-    *(dict(name=f"spikingjelly-{title}", title=f"SpikingJelly {title}", make=_spikingjelly_cuda(implementation),
-           overrides=_spikingjelly_overrides, devices=("cuda",), missing=_not_installed("spikingjelly", "spikingjelly"),
-           dtypes=(torch.float32, torch.float16, torch.bfloat16),
-           note=f"IFNode with SJ_IF_CUDA_IMPLEMENTATION={implementation}")
-      for title, implementation in (("native", "cuda"), ("triton", "triton"), ("torch", "torch"))),
-    dict(name="snntorch", title="snnTorch", make=_snntorch, overrides=_snntorch_overrides, dtypes=_FULL_PRECISION,
-         missing=_not_installed("snntorch", "snntorch"), rounding="its soft reset subtracts after the charge",
-         note="Leaky in a loop over unbind; beta=1 for IF"),
-    dict(name="norse", title="Norse", make=_norse, overrides=_norse_overrides, dtypes=_FULL_PRECISION,
-         missing=_not_installed("norse", "norse"), rounding="its leaky neuron rounds in another order",
-         note="IAF / SNN over LIFBox; its surrogate is 1 / (1 + |d|)^2 whatever alpha, its reset is not detached"),
+    dict(
+        name="spikingjelly",
+        title="SpikingJelly 2.0",
+        make=_spikingjelly,
+        overrides=_spikingjelly_overrides,
+        dtypes=_FULL_PRECISION,
+        missing=_not_installed("spikingjelly", "'spikingjelly==2.0.*'"),
+        rounding="its leaky neuron rounds in another order",
+        note="IFNode / LIFNode, step_mode='m', SoftSign; on CUDA what it selects itself",
+    ),
+    *(
+        dict(
+            name=f"spikingjelly-{title}",
+            title=f"SpikingJelly {title}",
+            make=_spikingjelly_cuda(implementation),
+            overrides=_spikingjelly_overrides,
+            devices=("cuda",),
+            missing=_not_installed("spikingjelly", "spikingjelly"),
+            dtypes=(torch.float32, torch.float16, torch.bfloat16),
+            note=f"IFNode with SJ_IF_CUDA_IMPLEMENTATION={implementation}",
+        )
+        for title, implementation in (("native", "cuda"), ("triton", "triton"), ("torch", "torch"))
+    ),
+    dict(
+        name="snntorch",
+        title="snnTorch",
+        make=_snntorch,
+        overrides=_snntorch_overrides,
+        dtypes=_FULL_PRECISION,
+        missing=_not_installed("snntorch", "snntorch"),
+        rounding="its soft reset subtracts after the charge",
+        note="Leaky in a loop over unbind; beta=1 for IF",
+    ),
+    dict(
+        name="norse",
+        title="Norse",
+        make=_norse,
+        overrides=_norse_overrides,
+        dtypes=_FULL_PRECISION,
+        missing=_not_installed("norse", "norse"),
+        rounding="its leaky neuron rounds in another order",
+        note="IAF / SNN over LIFBox; its surrogate is 1 / (1 + |d|)^2 whatever alpha, its reset is not detached",
+    ),
 )

@@ -8,10 +8,21 @@ from typing import Any
 
 from .measure import disturbed
 
-COLOURS = {"snnfast": "#0b6e4f", "naive": "#c8553d", "compiled": "#e0a030", "relu": "#6b7280",
-           "spikingjelly": "#3b6fb6", "spikingjelly-native": "#1d3f72", "spikingjelly-triton": "#6f9bd1",
-           "spikingjelly-torch": "#a3bfe0", "snntorch": "#7b4fa3", "norse": "#b07aa1", "unfused": "#e0a030",
-           "snnfast-packed": "#36b37e", "spikingjelly-memopt": "#a3bfe0"}
+COLOURS = {
+    "snnfast": "#0b6e4f",
+    "naive": "#c8553d",
+    "compiled": "#e0a030",
+    "relu": "#6b7280",
+    "spikingjelly": "#3b6fb6",
+    "spikingjelly-native": "#1d3f72",
+    "spikingjelly-triton": "#6f9bd1",
+    "spikingjelly-torch": "#a3bfe0",
+    "snntorch": "#7b4fa3",
+    "norse": "#b07aa1",
+    "unfused": "#e0a030",
+    "snnfast-packed": "#36b37e",
+    "spikingjelly-memopt": "#a3bfe0",
+}
 
 Value = Callable[[dict[str, Any]], float | None]
 
@@ -67,8 +78,16 @@ def write(results: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
             label, points = series[key]
             xs = sorted(points)
             ours = key.startswith("snnfast")
-            axes.plot(xs, [points[at] for at in xs], marker="o", label=label, color=COLOURS[key],
-                      markersize=5 if ours else 4, linewidth=2.4 if ours else 1.4, zorder=3 if ours else 2)
+            axes.plot(
+                xs,
+                [points[at] for at in xs],
+                marker="o",
+                label=label,
+                color=COLOURS[key],
+                markersize=5 if ours else 4,
+                linewidth=2.4 if ours else 1.4,
+                zorder=3 if ours else 2,
+            )
         axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axes.set_xscale("log", base=2)
         if x == "time_steps":
@@ -89,11 +108,27 @@ def write(results: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
             empty.append(name)
             continue
         busy = any(disturbed(case) for case in results["cases"] if case["group"] == group)
-        draw(name, series, x, x_label, y_label, f"IF layer on {machine['device_name']}, torch "
-             f"{machine['versions']['torch']}" + (", while others used the cores" if busy else ""))
+        draw(
+            name,
+            series,
+            x,
+            x_label,
+            y_label,
+            f"IF layer on {machine['device_name']}, torch "
+            f"{machine['versions']['torch']}" + (", while others used the cores" if busy else ""),
+        )
     if found := results.get("memory"):
-        kept = {key: (side["title"], dict(zip(found["steps"], side["per_neuron_and_step"], strict=True)))
-                for key, side in found["sides"].items() if "skipped" not in side}
-        draw("block-memory-over-T.png", kept, "time_steps", "time steps T", "kept, bytes per neuron and step",
-             "A conv-BN-IF block in float32: kept for backward, weights not counted")
+        kept = {
+            key: (side["title"], dict(zip(found["steps"], side["per_neuron_and_step"], strict=True)))
+            for key, side in found["sides"].items()
+            if "skipped" not in side
+        }
+        draw(
+            "block-memory-over-T.png",
+            kept,
+            "time_steps",
+            "time steps T",
+            "kept, bytes per neuron and step",
+            "A conv-BN-IF block in float32: kept for backward, weights not counted",
+        )
     return written, f"no {', '.join(empty)}: the cases chosen do not vary that" if empty else ""

@@ -38,8 +38,15 @@ class RandomCall:
     calls: int
 
     def __str__(self) -> str:
-        parts = [self.kind, *(f"{name}={value}" for name, value in self.options.items()), f"{list(self.sizes)}",
-                 f"T={self.steps}", str(self.dtype).removeprefix("torch."), self.layout, f"threshold {self.table}"]
+        parts = [
+            self.kind,
+            *(f"{name}={value}" for name, value in self.options.items()),
+            f"{list(self.sizes)}",
+            f"T={self.steps}",
+            str(self.dtype).removeprefix("torch."),
+            self.layout,
+            f"threshold {self.table}",
+        ]
         parts += [f"time_dim={self.time_dim}"] * bool(self.time_dim) + ["held"] * self.held
         parts += [f"residual {self.residual}"] * (self.residual != "none") + ["eval"] * (not self.training)
         return f"#{self.seed} {', '.join(parts)}"
@@ -50,24 +57,42 @@ def draw(seed: int) -> RandomCall:
     rng = random.Random(seed)
     kind = rng.choice(KINDS)
     reset = rng.choice(("hard", "soft"))
-    shape = getattr(sf.surrogate, rng.choice(SURROGATES))(gamma=round(rng.uniform(0.3, 8), 3), beta=rng.choice((1.0, 0.7)))
-    options = {"surrogate": shape, "reset": reset, "reset_value": 0.0 if reset == "soft" else rng.choice((0.0, 0.25)),
-               "detach_reset": rng.choice((None, True, False)), "fire_on_equal": rng.random() < 0.3,
-               "delay": rng.random() < 0.2}
+    shape = getattr(sf.surrogate, rng.choice(SURROGATES))(
+        gamma=round(rng.uniform(0.3, 8), 3), beta=rng.choice((1.0, 0.7))
+    )
+    options = {
+        "surrogate": shape,
+        "reset": reset,
+        "reset_value": 0.0 if reset == "soft" else rng.choice((0.0, 0.25)),
+        "detach_reset": rng.choice((None, True, False)),
+        "fire_on_equal": rng.random() < 0.3,
+        "delay": rng.random() < 0.2,
+    }
     if kind.endswith("LIF"):
-        options |= {"tau": rng.choice((1.5, 2.0, 10.0)), "decay_input": rng.random() < 0.5,
-                    "learn_tau": rng.random() < 0.5}
+        options |= {
+            "tau": rng.choice((1.5, 2.0, 10.0)),
+            "decay_input": rng.random() < 0.5,
+            "learn_tau": rng.random() < 0.5,
+        }
     batch_norm = kind.startswith("BatchNorm")
     if batch_norm:
         options["affine"] = rng.random() < 0.8
     held = rng.random() < 0.25
     return RandomCall(
-        seed=seed, kind=kind, options=options, sizes=rng.choice(SIZES), steps=rng.choice((1, 2, 4, 7, 10, 16, 17, 33)),
-        time_dim=rng.randrange(2), held=held, layout=rng.choice(LAYOUTS),
+        seed=seed,
+        kind=kind,
+        options=options,
+        sizes=rng.choice(SIZES),
+        steps=rng.choice((1, 2, 4, 7, 10, 16, 17, 33)),
+        time_dim=rng.randrange(2),
+        held=held,
+        layout=rng.choice(LAYOUTS),
         dtype=rng.choice((torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)),
         table=rng.choice(("number", "number", "learned", "per channel")),
         residual=rng.choice(("none", "same", "without time") if held else ("none", "same")) if batch_norm else "none",
-        training=rng.random() < 0.8, calls=rng.choice((1, 1, 2)))
+        training=rng.random() < 0.8,
+        calls=rng.choice((1, 1, 2)),
+    )
 
 
 def laid_out(values: Tensor, layout: str, time_dim: int | None) -> Tensor:
@@ -133,7 +158,10 @@ def run(call: RandomCall, device: torch.device) -> Iterator[tuple[str, Tensor]]:
         yield f"spikes {number}", spikes
         yield from ((f"gradient {number} of {name}", g) for name, g in zip(leaves, found, strict=True) if g is not None)
     with torch.no_grad():
-        yield "inference", layer(x.detach(), **{k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()})
+        yield (
+            "inference",
+            layer(x.detach(), **{k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}),
+        )
     yield from ((f"state {name}", value) for name, value in layer.state_dict().items())
 
 

@@ -66,11 +66,16 @@ def _row(case: dict[str, Any]) -> tuple[str, ...]:
     ours = case["sides"].get(OURS, {})
     kept, moved, share = ours.get("kept"), case["bytes_moved"], copy_share(case)
     reached = "-" if share is None else f"{share:.0%}{'?' if disturbed(case) else ''}"
-    return (case["name"], against(case, "naive"), _told(case, OURS, "relu"),
-            duration(ours["time"]["median"]) if "time" in ours else "-",
-            "-" if moved is None else size(moved), reached,
-            "-" if kept is None else size(kept["total"]),
-            *(_kept_in_inputs(case, name) for name in (OURS, "naive")))
+    return (
+        case["name"],
+        against(case, "naive"),
+        _told(case, OURS, "relu"),
+        duration(ours["time"]["median"]) if "time" in ours else "-",
+        "-" if moved is None else size(moved),
+        reached,
+        "-" if kept is None else size(kept["total"]),
+        *(_kept_in_inputs(case, name) for name in (OURS, "naive")),
+    )
 
 
 def _kept_in_inputs(case: dict[str, Any], name: str) -> str:
@@ -95,8 +100,10 @@ def _others(case: dict[str, Any]) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of equal width, the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
 
 
 def _tables(cases: Sequence[dict[str, Any]]) -> Iterable[str]:
@@ -126,8 +133,11 @@ def _memory(found: dict[str, Any] | None) -> Iterable[str]:
     yield "bytes per neuron and step that a conv-BN-IF block keeps for backward, float32, weights not counted"
     sides = found["sides"].values()
     rows = [("T", *map(str, found["steps"]))]
-    rows += [(side["title"], *(f"{value:.3g}" for value in side["per_neuron_and_step"])) for side in sides
-             if "skipped" not in side]
+    rows += [
+        (side["title"], *(f"{value:.3g}" for value in side["per_neuron_and_step"]))
+        for side in sides
+        if "skipped" not in side
+    ]
     lines = aligned(rows)
     yield lines[0]
     yield "-" * len(lines[0])
@@ -156,12 +166,18 @@ def text(results: dict[str, Any]) -> str:
     machine, cases = results["environment"], results["cases"]
     versions = machine["versions"]
     load = ", ".join(f"{value:.2f}" for value in machine["load_average"])
-    lines = [f"snnfast {versions.get('snnfast', '?')} on {machine['device_name']} ({machine['device']}), "
-             f"{machine['threads']} threads of {machine['cores']} cores, {machine['isa']['snnfast']}, "
-             f"torch {versions['torch']}",
-             f"{machine['allocator']['remark']}; load {load}; best median of {results['processes']} "
-             f"process{'es' if results['processes'] > 1 else ''}; commit {machine['commit'] or 'unknown'}",
-             *_tables(cases), *_memory(results.get("memory")), "", MEANING, *_skipped(cases)]
+    lines = [
+        f"snnfast {versions.get('snnfast', '?')} on {machine['device_name']} ({machine['device']}), "
+        f"{machine['threads']} threads of {machine['cores']} cores, {machine['isa']['snnfast']}, "
+        f"torch {versions['torch']}",
+        f"{machine['allocator']['remark']}; load {load}; best median of {results['processes']} "
+        f"process{'es' if results['processes'] > 1 else ''}; commit {machine['commit'] or 'unknown'}",
+        *_tables(cases),
+        *_memory(results.get("memory")),
+        "",
+        MEANING,
+        *_skipped(cases),
+    ]
     if any(map(disturbed, cases)):
         lines += ["", DISTURBED]
     return "\n".join(lines)
@@ -171,8 +187,11 @@ def progress(case: dict[str, Any]) -> str:
     """One line as a case ends."""
     ours = case["sides"][OURS]
     parts = [duration(ours["time"]["median"]) if "time" in ours else ours.get("skipped", "not run")]
-    parts += [f"{found} {what}" for found, what in ((against(case, "naive"), "by the naive loop"),
-                                                    (_told(case, OURS, "relu"), "relu")) if found != "-"]
+    parts += [
+        f"{found} {what}"
+        for found, what in ((against(case, "naive"), "by the naive loop"), (_told(case, OURS, "relu"), "relu"))
+        if found != "-"
+    ]
     if disturbed(case):
         parts.append(f"disturbed: others used {case['cores_used_by_others']:.1f} cores")
     return ", ".join(parts)

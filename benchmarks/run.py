@@ -43,19 +43,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="snnfast bench",
         description="Measure the fused layers against the per-timestep loop, torch.relu, a copy and other libraries "
-        "where installed. Writes a table, JSON and plots.")
+        "where installed. Writes a table, JSON and plots.",
+    )
     suite = parser.add_mutually_exclusive_group()
     suite.add_argument("--full", action="store_true", help="everything (most of an hour on 2 cores)")
     suite.add_argument("--quick", action="store_true", help="seconds: shows that it runs, measures nothing of use")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: every device present)")
-    parser.add_argument("--case", action="append", default=[], metavar="NAME",
-                        help="a case or a group of cases; may be given several times (default: those of the suite)")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where to write (default: ./snnfast-bench-<device>-<date>)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N",
-                        help="measure in N processes one after another, and take each side's best median (default: 1)")
-    parser.add_argument("--no-preload", action="store_true",
-                        help="stay under the allocator as it is, also where jemalloc or tcmalloc is found")
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a case or a group of cases; may be given several times (default: those of the suite)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: ./snnfast-bench-<device>-<date>)"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure in N processes one after another, and take each side's best median (default: 1)",
+    )
+    parser.add_argument(
+        "--no-preload",
+        action="store_true",
+        help="stay under the allocator as it is, also where jemalloc or tcmalloc is found",
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     return parser
 
@@ -91,8 +106,10 @@ def _folder(out: Path | None, device: str, several: bool) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"--out: cannot write to {folder} ({error.strerror or error}); "
-                         "allowed: a folder that exists or can be made, and can be written to") from error
+        raise UsageError(
+            f"--out: cannot write to {folder} ({error.strerror or error}); "
+            "allowed: a folder that exists or can be made, and can be written to"
+        ) from error
     return folder
 
 
@@ -102,7 +119,7 @@ def _measure_here(cases: Sequence[Case], device: str, suite: str, with_memory: b
     results: dict[str, Any] = {"environment": environment.describe(where), "cases": [], "failed": {}}
     begin, again = time.perf_counter(), AGAIN_SECONDS[suite]
     for number, case in enumerate(cases, 1):
-        planned = sum(later.seconds for later in cases[number - 1:])
+        planned = sum(later.seconds for later in cases[number - 1 :])
         left = max(DEFAULT_SECONDS - (time.perf_counter() - begin), 0.1 * planned)
         seconds = case.seconds if suite == "full" else case.seconds * min(1.0, left / planned)
         print(f"[{number}/{len(cases)}] {case.name}: ", end="", file=sys.stderr, flush=True)
@@ -164,8 +181,9 @@ def merge(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             found = [twin["sides"][name] for twin in twins]
             times = [twin["sides"][name]["time"] for twin in calm or twins if "time" in twin["sides"][name]]
             if times:
-                side["time"] = dict(min(times, key=lambda timing: timing["median"]),
-                                    medians=[timing["median"] for timing in times])
+                side["time"] = dict(
+                    min(times, key=lambda timing: timing["median"]), medians=[timing["median"] for timing in times]
+                )
             wrong = next((twin for twin in found if twin.get("agrees") is False), None)
             if wrong is not None:
                 side.update({key: wrong[key] for key in ("agrees", "remark", "differing_neurons", "gradient_error")})
@@ -180,8 +198,7 @@ def _run_device(arguments: argparse.Namespace, cases: Sequence[Case], device: st
     if arguments.processes == 1 and preloaded is None:
         runs = [_measure_here(cases, device, _suite(arguments), _with_memory(arguments))]
     else:
-        runs = [_measure_in_child(arguments, device, preloaded or dict(os.environ))
-                for _ in range(arguments.processes)]
+        runs = [_measure_in_child(arguments, device, preloaded or dict(os.environ)) for _ in range(arguments.processes)]
     results = {"format": 1, "suite": _suite(arguments), "cases_asked_for": arguments.case} | merge(runs)
     said = report.text(results)
     print(said)

@@ -70,16 +70,18 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
-        lower, median, upper = (statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1
-                                else [samples[0]] * 3)
+        lower, median, upper = (
+            statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
+        )
         return cls(median, lower, upper, min(samples), len(samples))
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
 
-def interleaved(steps: Mapping[str, Step], clock: Clock, *, seconds: float, fewest: int = 7,
-                most: int = 400) -> dict[str, Timing]:
+def interleaved(
+    steps: Mapping[str, Step], clock: Clock, *, seconds: float, fewest: int = 7, most: int = 400
+) -> dict[str, Timing]:
     """Times all sides in turns: A B C, B C A, C A B, ..., so that a neighbour's load falls on all of them alike.
 
     Args:
@@ -165,8 +167,9 @@ class Kept:
         return asdict(self)
 
 
-def kept_for_backward(forward: Callable[[], Tensor], inputs: Sequence[Tensor],
-                      parameters: Sequence[Tensor] = ()) -> Kept:
+def kept_for_backward(
+    forward: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+) -> Kept:
     """Counts what `forward` saves, with saved-tensor hooks, on any device. `forward` returns its output tensor."""
     storages: dict[tuple[str, int], torch.UntypedStorage] = {}
 

@@ -119,9 +119,17 @@ def check(model: Network, ours: Network, images: Tensor, labels: Tensor) -> str:
 
 
 def measure(
-    name: str, device: torch.device, *, image_size: int = 32, batch_size: int = 32, steps: int = 10,
-    precision: torch.dtype | None = None, seconds: float = 20.0, sides: Sequence[str] = SIDES, **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    device: torch.device,
+    *,
+    image_size: int = 32,
+    batch_size: int = 32,
+    steps: int = 10,
+    precision: torch.dtype | None = None,
+    seconds: float = 20.0,
+    sides: Sequence[str] = SIDES,
+    **options: Any,
+) -> dict[str, Any]:
     """Times training steps of all sides in turns.
 
     Args:
@@ -166,10 +174,15 @@ def measure(
             "ratio": timing.median / timings[OURS].median,
         }
     setting = {
-        "model": name, **options, "image_size": image_size, "batch_size": batch_size, "steps": steps,
+        "model": name,
+        **options,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "steps": steps,
         "precision": str(precision or torch.float32).removeprefix("torch."),
-        "parameters": sum(parameter.numel() for parameter in ours.parameters()), "neighbours": neighbours.cores(),
-    }  # fmt: skip
+        "parameters": sum(parameter.numel() for parameter in ours.parameters()),
+        "neighbours": neighbours.cores(),
+    }
     return {"setting": setting, "sides": found}
 
 
@@ -214,9 +227,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = None if arguments.out is None else file_folder(arguments.out)
         device = choose_device(arguments.device)
         results = measure(
-            arguments.model, device, image_size=arguments.image_size, batch_size=arguments.batch_size,
-            steps=arguments.steps, precision=precision, seconds=arguments.seconds, sides=sides, **options,
-        )  # fmt: skip
+            arguments.model,
+            device,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+            steps=arguments.steps,
+            precision=precision,
+            seconds=arguments.seconds,
+            sides=sides,
+            **options,
+        )
     except (OptionError, OutputError, TypeError, ValueError) as error:
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return USAGE

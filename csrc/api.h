@@ -27,16 +27,16 @@ struct Layout {
     i64 outer = 1;
     i64 steps = 1;
     i64 inner = 1;
-    i64 channels = 1;        // length of the per-channel tables
-    i64 channel_stride = 1;  // channel of a neuron = (flat / channel_stride) % channels
-    bool held = false;       // one current for all steps: `current` has step stride 0, `grad_current` no time axis
+    i64 channels = 1;            // length of the per-channel tables
+    i64 channel_stride = 1;      // channel of a neuron = (flat / channel_stride) % channels
+    bool held = false;           // one current for all steps: `current` has step stride 0, `grad_current` no time axis
     bool residual_held = false;  // likewise of the residual and its gradient; only where the current is held
     Strides current;
     Strides residual;
-    Strides spikes;          // also of the recorded potential and, unless held, of the gradients that are written
+    Strides spikes;  // also of the recorded potential and, unless held, of the gradients that are written
     Strides grad_spikes;
     Strides grad_potential;
-    Strides grad_current;    // also of grad_residual, unless residual_held
+    Strides grad_current;  // also of grad_residual, unless residual_held
 
     SNNFAST_HD i64 neurons() const { return outer * inner; }
 };
@@ -48,12 +48,12 @@ struct Dynamics {
     double drive = 0.0;
     double threshold = 1.0;
     double reset_value = 0.0;
-    bool leaky = false;          // false: leak = gain = 1 and drive = 0, and the factors are left out
-    bool soft = false;           // v = h - threshold instead of v = reset_value
-    bool attached = false;       // the gradient flows through the reset
+    bool leaky = false;     // false: leak = gain = 1 and drive = 0, and the factors are left out
+    bool soft = false;      // v = h - threshold instead of v = reset_value
+    bool attached = false;  // the gradient flows through the reset
     bool fire_on_equal = false;
-    bool delay = false;          // a spike is emitted one step after the crossing
-    bool input_decays = false;   // only the gradient of tau asks
+    bool delay = false;         // a spike is emitted one step after the crossing
+    bool input_decays = false;  // only the gradient of tau asks
 };
 
 // Per-channel values in the state's dtype; a null pointer means the number in Dynamics.
@@ -150,16 +150,16 @@ struct ChannelCall {
     Layout layout;                           // channels and, for contributions, the current's
     const void* current = nullptr;
     double eps = 0.0;
-    double count = 1.0;                 // values per channel
-    const double* sums = nullptr;       // [2, channels]
-    const void* weight = nullptr;       // [channels]
-    const void* bias = nullptr;         // [channels]
-    double* moments = nullptr;          // [2, channels]: mean, biased variance
-    void* tables = nullptr;             // [3, channels] state: mean, scale, shift
-    void* tracked = nullptr;            // [2, channels] state: mean, unbiased variance
-    void* gradient_tables = nullptr;    // [2, channels] state: through_mean, through_variance
-    void* grad_weight = nullptr;        // [channels]
-    void* grad_bias = nullptr;          // [channels]
+    double count = 1.0;               // values per channel
+    const double* sums = nullptr;     // [2, channels]
+    const void* weight = nullptr;     // [channels]
+    const void* bias = nullptr;       // [channels]
+    double* moments = nullptr;        // [2, channels]: mean, biased variance
+    void* tables = nullptr;           // [3, channels] state: mean, scale, shift
+    void* tracked = nullptr;          // [2, channels] state: mean, unbiased variance
+    void* gradient_tables = nullptr;  // [2, channels] state: through_mean, through_variance
+    void* grad_weight = nullptr;      // [channels]
+    void* grad_bias = nullptr;        // [channels]
 };
 
 namespace cpu {
@@ -168,8 +168,8 @@ void backward(const BackwardCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 void moments(const MomentsCall& call, int threads);
 void channel(const ChannelCall& call, int threads);
-const char* instruction_set();                // the one in use
-bool use_instruction_set(const char* name);   // false: unknown, or this processor lacks it
+const char* instruction_set();               // the one in use
+bool use_instruction_set(const char* name);  // false: unknown, or this processor lacks it
 }  // namespace cpu
 
 namespace cuda {

@@ -45,8 +45,8 @@ const InstructionSet instruction_sets[] = {
     {"avx2", [] { return __builtin_cpu_supports("avx2") && converts_float16(); }, avx2::forward_on_cpu,
      avx2::backward_on_cpu, avx2::moments_on_cpu, avx2::channel_sum_on_cpu},
 #endif
-    {"baseline", [] { return true; }, baseline::forward_on_cpu, baseline::backward_on_cpu,
-     baseline::moments_on_cpu, baseline::channel_sum_on_cpu},
+    {"baseline", [] { return true; }, baseline::forward_on_cpu, baseline::backward_on_cpu, baseline::moments_on_cpu,
+     baseline::channel_sum_on_cpu},
 };
 
 const InstructionSet* best() {

@@ -181,8 +181,8 @@ public:
                        lanes<Storage>),
           grad_potential_(static_cast<const S*>(call.grad_potential), call.layout.grad_potential, call.layout.steps,
                           lanes<Storage>),
-          grad_current_(call.layout.held ? nullptr : static_cast<Storage*>(call.grad_current),
-                        call.layout.grad_current, call.layout.steps, lanes<Storage>),
+          grad_current_(call.layout.held ? nullptr : static_cast<Storage*>(call.grad_current), call.layout.grad_current,
+                        call.layout.steps, lanes<Storage>),
           grad_residual_(call.layout.residual_held ? nullptr : static_cast<Storage*>(call.grad_residual),
                          call.layout.grad_current, call.layout.steps, lanes<Storage>),
           may_stream_(may_stream<Storage>(call.grad_current, call.layout, call.layout.grad_current) &&
@@ -431,8 +431,7 @@ void with_policies(const Call& call, bool extras, bool usual, Use use) {
     using Plain = std::integral_constant<Currents, Currents::plain>;
     using Normalized = std::integral_constant<Currents, Currents::normalized>;
     using Any = std::integral_constant<Currents, Currents::any>;
-    if (extras || (call.normalization.mean && !usual))
-        return use(General<S>(call.dynamics), Any{}, std::true_type{});
+    if (extras || (call.normalization.mean && !usual)) return use(General<S>(call.dynamics), Any{}, std::true_type{});
     const auto with_dynamics = [&](auto how) {
         if (usual && is_hard_detached(call.dynamics))
             use(HardDetached<S>(call.dynamics), how, std::false_type{});
@@ -460,8 +459,8 @@ void forward_on_cpu(const ForwardCall& call, int threads) {
 }
 
 void backward_on_cpu(const BackwardCall& call, int threads) {
-    const bool extras = any_table(call.tables) || call.dynamics.delay || call.grad_potential || call.grad_threshold ||
-                        call.grad_tau;
+    const bool extras =
+        any_table(call.tables) || call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
     const bool fast_sigmoid = call.surrogate.shape == Shape::fast_sigmoid;
     with_storage(call.dtype, [&](auto storage) {
         using Storage = decltype(storage);
@@ -469,9 +468,8 @@ void backward_on_cpu(const BackwardCall& call, int threads) {
             using D = decltype(dynamics);
             const auto run = [&](auto shape) {
                 using Tiles = BackwardTiles<Storage, D, how(), with_extras()>;
-                run_tiles<Storage, Tiles>(call, threads, [](Tiles& tiles, const Tile& tile) {
-                    tiles.template run<decltype(shape)>(tile);
-                });
+                run_tiles<Storage, Tiles>(
+                    call, threads, [](Tiles& tiles, const Tile& tile) { tiles.template run<decltype(shape)>(tile); });
             };
             // Kernels that know the dynamics or normalize know the surrogate too: each kind more is build time.
             if constexpr (with_extras() || (std::is_same_v<D, General<State<Storage>>> && how() == Currents::plain))

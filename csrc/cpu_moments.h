@@ -25,8 +25,8 @@ public:
         std::memset(squares_, 0, tile.span * sizeof(S));
         for_each_pass<pass_steps<false>>(i64(1), steps_, [&](auto steps, i64 from) { pass<steps()>(tile, from); });
         for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
-            const Contribution<V> mine = contribution(load(x_.first + i), pivot_values_.at(0, i), load(sum_ + i),
-                                                      load(squares_ + i), S(steps_));
+            const Contribution<V> mine =
+                contribution(load(x_.first + i), pivot_values_.at(0, i), load(sum_ + i), load(squares_ + i), S(steps_));
             store(sum_ + i, mine.mean);
             store(squares_ + i, mine.squares);
         }

@@ -356,8 +356,8 @@ __global__ void __launch_bounds__(threads_per_block) backward_kernel(const Backw
                 if (Extras && call.grad_tau) current.read(x, first + b);
 #pragma unroll
                 for (int w = 0; w < Width; ++w) {
-                    const StepGradient<S> step = step_gradient<Surrogate>(dynamics, k[w], gamma, beta, h[b][w],
-                                                                          g[a][w], recorded[w], grad_v[w]);
+                    const StepGradient<S> step =
+                        step_gradient<Surrogate>(dynamics, k[w], gamma, beta, h[b][w], g[a][w], recorded[w], grad_v[w]);
                     out[w] = dynamics.leaky ? k[w].gain * step.potential : step.potential;
                     grad_v[w] = dynamics.leaky ? k[w].leak * step.potential : step.potential;
                     if constexpr (Extras) {

@@ -162,8 +162,8 @@ SNNFAST_HD void make_gradients(const ChannelCall& call, i64 c) {
     const i64 channels = call.layout.channels;
     const double mean = call.moments[c];
     const double inverse = 1.0 / square_root(call.moments[channels + c] + call.eps);
-    const double lost = mean - double(static_cast<const S*>(call.tables)[c]);  // to the rounding of the mean
-    const double gradient = call.sums[c];                                        // sum of dL/dI
+    const double lost = mean - double(static_cast<const S*>(call.tables)[c]);      // to the rounding of the mean
+    const double gradient = call.sums[c];                                          // sum of dL/dI
     const double product = inverse * (call.sums[channels + c] - lost * gradient);  // sum of dL/dI * x_hat
     write_parameter(call.grad_weight, call.parameter_dtype, c, product);
     write_parameter(call.grad_bias, call.parameter_dtype, c, gradient);

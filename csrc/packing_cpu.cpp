@@ -76,9 +76,8 @@ SNNFAST_HD void unpack_group(Word* to, unsigned bits, const Table<Word>& table) 
 template <class Body>
 void for_pieces(i64 count, int threads, Body body) {
     const i64 pieces = (count + piece - 1) / piece;
-    parallel_for(pieces, count < serial_below ? 1 : threads, [&](i64 first, i64 last) {
-        body(first * piece, last * piece < count ? last * piece : count);
-    });
+    parallel_for(pieces, count < serial_below ? 1 : threads,
+                 [&](i64 first, i64 last) { body(first * piece, last * piece < count ? last * piece : count); });
 }
 
 template <class Word>

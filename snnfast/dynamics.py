@@ -140,9 +140,7 @@ def make_dynamics(
         ValueError: an option out of its range.
     """
     if not isinstance(reset, str) or reset not in RESETS:
-        raise ValueError(
-            f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}{hints.of_reset(reset)}"
-        )
+        raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}{hints.of_reset(reset)}")
     soft = reset == "soft"
     value = number("reset_value", reset_value)
     if not abs(value) <= LARGEST:
@@ -190,8 +188,7 @@ def not_a_tensor(what: str, value: object) -> TypeError:
 def check_dtype(what: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise TypeError(
-            f"{what} must be float32, float64, float16 or bfloat16, got {tensor.dtype}"
-            f"{hints.to_floating(what, tensor)}"
+            f"{what} must be float32, float64, float16 or bfloat16, got {tensor.dtype}{hints.to_floating(what, tensor)}"
         )
 
 

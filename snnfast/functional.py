@@ -232,7 +232,19 @@ def batch_norm_integrate_and_fire(
     norm = BatchNorm.make(eps, training, process_group)
     keep = ops.LAST | ops.POTENTIAL * flag("return_potential", return_potential)
     outputs = run_normalized(
-        dynamics, norm, current, residual, v0, _as_tensor(threshold), _as_tensor(tau), weight, bias, running,
-        check_momentum(momentum), steps, time_dim, keep,
-    )  # fmt: skip
+        dynamics,
+        norm,
+        current,
+        residual,
+        v0,
+        _as_tensor(threshold),
+        _as_tensor(tau),
+        weight,
+        bias,
+        running,
+        check_momentum(momentum),
+        steps,
+        time_dim,
+        keep,
+    )
     return outputs if return_potential else outputs[:2]

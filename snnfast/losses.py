@@ -134,9 +134,7 @@ class VanRossumLoss(nn.Module):
         self.reduction = _check_reduction(reduction)
 
     def forward(self, spikes: Tensor, potential: Tensor, target: Tensor) -> Tensor:
-        return van_rossum_loss(
-            spikes, potential, target, tau=self.tau, kernel=self.kernel, reduction=self.reduction
-        )
+        return van_rossum_loss(spikes, potential, target, tau=self.tau, kernel=self.kernel, reduction=self.reduction)
 
 
 class SpikeCountLoss(nn.Module):

@@ -19,16 +19,7 @@ from torch import Tensor
 from snnfast._arguments import hints
 from snnfast._arguments.checks import number
 
-__all__ = [
-    "Arctangent",
-    "Exponential",
-    "FastSigmoid",
-    "Gaussian",
-    "Rectangle",
-    "Sigmoid",
-    "Surrogate",
-    "Triangle",
-]
+__all__ = ["Arctangent", "Exponential", "FastSigmoid", "Gaussian", "Rectangle", "Sigmoid", "Surrogate", "Triangle"]
 
 
 # Normal numbers of float32, in which most kernels compute.
@@ -160,8 +151,7 @@ class Gaussian(Surrogate):
 
 
 SHAPES: dict[str, type[Surrogate]] = {
-    shape.__name__: shape
-    for shape in (FastSigmoid, Triangle, Exponential, Rectangle, Arctangent, Sigmoid, Gaussian)
+    shape.__name__: shape for shape in (FastSigmoid, Triangle, Exponential, Rectangle, Arctangent, Sigmoid, Gaussian)
 }
 """What the compiled kernels know. A subclass of one of these is another shape, which they do not know."""
 

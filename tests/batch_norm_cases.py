@@ -78,21 +78,30 @@ def make_normalized(
         values = (torch.randn(shape, generator=rng, dtype=torch.float64) / 2).to(as_if or dtype).to(device, dtype)
         residual = laid_out(values, o["residual layout"], None if held else time_dim).detach().requires_grad_()
     return NormalizedCase(
-        neuron, residual,
+        neuron,
+        residual,
         weight if "weight" in o["affine"] else None,
         bias if "bias" in o["affine"] else None,
         (per_channel(0.5, 0.0), per_channel(0.5, 0.0).square() + 0.1),
         1e-5 if o["seed"] % 2 else 1e-3,
-    )  # fmt: skip
+    )
 
 
 def fused(case: NormalizedCase) -> tuple[torch.Tensor, ...]:
     mean, variance = case.running
     return sf.functional.batch_norm_integrate_and_fire(
-        case.neuron.current, case.neuron.v0, residual=case.residual, weight=case.weight, bias=case.bias,
-        running_mean=mean, running_var=variance, training=case.neuron.options["training"], momentum=0.3, eps=case.eps,
+        case.neuron.current,
+        case.neuron.v0,
+        residual=case.residual,
+        weight=case.weight,
+        bias=case.bias,
+        running_mean=mean,
+        running_var=variance,
+        training=case.neuron.options["training"],
+        momentum=0.3,
+        eps=case.eps,
         **case.neuron.arguments,
-    )  # fmt: skip
+    )
 
 
 def batch_norm_of_torch(case: NormalizedCase, x: torch.Tensor) -> torch.Tensor:

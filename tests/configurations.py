@@ -32,13 +32,21 @@ OPTIONS: dict[str, list[Any]] = {
     "steps": [1, 2, 4, 7, 16, 17, 35],
     "sizes": [(2, 16), (3, 5), (2, 3, 4, 2), (1, 4, 2, 8), (5, 1, 3), (2, 2, 3, 2, 5)],
     "layout": [
-        "contiguous", "channels last", "batch sliced", "time sliced", "channels sliced", "batch expanded",
-        "time expanded", "time innermost", "every second column", "offset by one element",
+        "contiguous",
+        "channels last",
+        "batch sliced",
+        "time sliced",
+        "channels sliced",
+        "batch expanded",
+        "time expanded",
+        "time innermost",
+        "every second column",
+        "offset by one element",
     ],
     "gradient": ["like spikes", "expanded", "other layout", "none"],
     "outputs": ["spikes", "spikes and v_last", "all"],
     "currents": ["smooth", "on a grid that meets the threshold"],
-}  # fmt: skip
+}
 
 # Pairs that no call can have.
 IMPOSSIBLE = {
@@ -140,8 +148,9 @@ def make_case(options: dict[str, Any], device: torch.device, dtype: torch.dtype 
     values = values.to(o["dtype"]).to(dtype or o["dtype"]).to(device)
     current = laid_out(values, o["layout"], None if o["held"] else time_dim).detach().requires_grad_()
 
-    arguments: dict[str, Any] = {name: o[name] for name in ("reset", "reset_value", "detach_reset", "fire_on_equal",
-                                                            "delay", "time_dim")}  # fmt: skip
+    arguments: dict[str, Any] = {
+        name: o[name] for name in ("reset", "reset_value", "detach_reset", "fire_on_equal", "delay", "time_dim")
+    }
     gamma, beta = (float(x) for x in torch.rand(2, generator=rng) * 3 + 0.2)
     arguments["surrogate"] = getattr(sf.surrogate, o["surrogate"])(gamma=gamma, beta=beta)
     arguments["return_potential"] = True
@@ -240,8 +249,10 @@ def table_gradients_in_float64(case: Case) -> dict[str, torch.Tensor]:
         pulled = before - rest - (current.detach().double() if decays else 0.0)
         neurons["tau"] = (delta * pulled).sum(time_dim) / tau**2
     dims = [d for d in range(len(sizes)) if d != 1]
-    return {name: neurons[name].sum() if table.dim() == 0 else neurons[name].sum(dims)
-            for name, table in case.tables.items()}  # fmt: skip
+    return {
+        name: neurons[name].sum() if table.dim() == 0 else neurons[name].sum(dims)
+        for name, table in case.tables.items()
+    }
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -18,16 +18,50 @@ from torch import nn
 import snnfast as sf
 
 # They change the whole process, read files or start compilers.
-LEFT_OUT = {"compile", "load", "save", "set_default_device", "set_default_dtype", "set_default_tensor_type",
-            "set_num_threads", "set_num_interop_threads", "set_printoptions", "share_memory_"}  # fmt: skip
-CLASSES = [nn.Parameter, nn.Buffer, torch.Tensor, torch.FloatTensor, torch.LongTensor, torch.Size, torch.device,
-           torch.Generator, torch.finfo, torch.iinfo, torch.UntypedStorage, torch.sparse_coo_tensor]  # fmt: skip
+LEFT_OUT = {
+    "compile",
+    "load",
+    "save",
+    "set_default_device",
+    "set_default_dtype",
+    "set_default_tensor_type",
+    "set_num_threads",
+    "set_num_interop_threads",
+    "set_printoptions",
+    "share_memory_",
+}
+CLASSES = [
+    nn.Parameter,
+    nn.Buffer,
+    torch.Tensor,
+    torch.FloatTensor,
+    torch.LongTensor,
+    torch.Size,
+    torch.device,
+    torch.Generator,
+    torch.finfo,
+    torch.iinfo,
+    torch.UntypedStorage,
+    torch.sparse_coo_tensor,
+]
 SPACES = {
     "torch": [torch],
-    "others": [nn.functional, torch.special, torch.linalg, torch.fft, torch.sparse, torch.nested, nn.init, torch.random,
-               torch.autograd, torch.utils.dlpack, torch._C._nn, torch.nn.utils.rnn],
+    "others": [
+        nn.functional,
+        torch.special,
+        torch.linalg,
+        torch.fft,
+        torch.sparse,
+        torch.nested,
+        nn.init,
+        torch.random,
+        torch.autograd,
+        torch.utils.dlpack,
+        torch._C._nn,
+        torch.nn.utils.rnn,
+    ],
     "methods": [torch.Tensor],
-}  # fmt: skip
+}
 
 
 def functions(group: str) -> Iterator[tuple[str, Callable]]:

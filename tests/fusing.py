@@ -42,9 +42,7 @@ class Block(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(CHANNELS)
-        self.conv_bn = nn.Sequential(
-            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS)
-        )
+        self.conv_bn = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS))
         self.conv_over_time = conv(CHANNELS, CHANNELS, 3)
         self.bn_over_time = norm(CHANNELS)
         self.conv_bn_over_time = sf.OverTime(

@@ -28,17 +28,23 @@ def plain() -> nn.Module:
 def normalized() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.BatchNormIF(FEATURES),
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.BatchNormLIF(FEATURES, decay_input=False),
-    )  # fmt: skip
+        sf.OverTime(nn.Linear(FEATURES, FEATURES)),
+        sf.BatchNormIF(FEATURES),
+        sf.OverTime(nn.Linear(FEATURES, FEATURES)),
+        sf.BatchNormLIF(FEATURES, decay_input=False),
+    )
 
 
 def to_be_fused() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.OverTime(nn.BatchNorm1d(FEATURES)), sf.IF(),
-        sf.OverTime(nn.Linear(FEATURES, FEATURES)), sf.OverTime(nn.BatchNorm1d(FEATURES)), sf.LIF(decay_input=False),
-    )  # fmt: skip
+        sf.OverTime(nn.Linear(FEATURES, FEATURES)),
+        sf.OverTime(nn.BatchNorm1d(FEATURES)),
+        sf.IF(),
+        sf.OverTime(nn.Linear(FEATURES, FEATURES)),
+        sf.OverTime(nn.BatchNorm1d(FEATURES)),
+        sf.LIF(decay_input=False),
+    )
 
 
 def fused() -> nn.Module:

@@ -63,11 +63,7 @@ def compare(forward, *leaves: torch.Tensor) -> sf.pack_spikes:
     return packed
 
 
-WEIGHTS = {
-    "conv": normal(5, C, 3, 3, seed=1),
-    "columns": normal(H, 7, seed=2),
-    "channels": normal(C, 2, seed=3),
-}
+WEIGHTS = {"conv": normal(5, C, 3, 3, seed=1), "columns": normal(H, 7, seed=2), "channels": normal(C, 2, seed=3)}
 
 
 class Residual(nn.Module):
@@ -89,7 +85,11 @@ class Residual(nn.Module):
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        sf.OverTime(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))), sf.IF(),
-        Residual(8), sf.OverTime(nn.MaxPool2d(2)), Residual(8),
-        sf.OverTime(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 4, 5))), sf.Readout("mean"),
-    )  # fmt: skip
+        sf.OverTime(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))),
+        sf.IF(),
+        Residual(8),
+        sf.OverTime(nn.MaxPool2d(2)),
+        Residual(8),
+        sf.OverTime(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 4, 5))),
+        sf.Readout("mean"),
+    )

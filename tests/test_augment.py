@@ -35,8 +35,12 @@ def test_a_crop_is_the_image_moved_by_whole_pixels_out_of_a_black_margin(images:
     padded = F.pad(images, (2, 2, 2, 2))
     met = set()
     for before, after in zip(padded, cropped, strict=True):
-        places = [(top, left) for top in range(5) for left in range(5)
-                  if torch.equal(before[:, top : top + 7, left : left + 9], after)]  # fmt: skip
+        places = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(before[:, top : top + 7, left : left + 9], after)
+        ]
         assert len(places) == 1
         met.update(places)
     assert len(met) == 25  # every place, the outermost too

@@ -34,9 +34,13 @@ class Leaves:
 
     def run(self, module, **options):
         return module.leaky_integrate_and_fire(
-            self.current, self.v0, threshold=self.threshold, tau=self.tau, return_potential=True,
+            self.current,
+            self.v0,
+            threshold=self.threshold,
+            tau=self.tau,
+            return_potential=True,
             **{"surrogate": Gaussian(gamma=0.8, beta=1.0), **options},
-        )  # fmt: skip
+        )
 
 
 def agree(found, wanted, bound=BOUND) -> None:
@@ -87,9 +91,10 @@ NAMES = ["current", "v0", "threshold", "tau"]
 
 
 @pytest.mark.parametrize(
-    "wanted", [c for n in range(1, 5) for c in itertools.combinations(range(4), n)],
+    "wanted",
+    [c for n in range(1, 5) for c in itertools.combinations(range(4), n)],
     ids=lambda w: "+".join(NAMES[i] for i in w),
-)  # fmt: skip
+)
 def test_any_choice_of_arguments_may_require_a_gradient(kernels, wanted):
     leaves = Leaves(18, kernels.device)
     sent = normal(18, 3, 4, 5, seed=9, device=kernels.device)
@@ -313,8 +318,9 @@ def test_functional_call_is_no_transform():
     assert other.grad != 0 and layer.threshold.grad is None
 
 
-@pytest.mark.parametrize("make", [sf.IF, lambda: sf.LIF(learn_tau=True), lambda: sf.BatchNormIF(4)],
-                         ids=["IF", "LIF", "BatchNormIF"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make", [sf.IF, lambda: sf.LIF(learn_tau=True), lambda: sf.BatchNormIF(4)], ids=["IF", "LIF", "BatchNormIF"]
+)
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_batched_gradients_are_those_of_one_after_the_other(make):
     """torch.autograd.grad(is_grads_batched=True) and torch.func.vmap run backward once for many gradients."""

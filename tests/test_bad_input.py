@@ -222,8 +222,13 @@ class Own(sf.surrogate.Surrogate):
 @pytest.mark.parametrize("own", [Steep(), Own(gamma=2.0)], ids=["of a shape", "of the base"])
 def test_a_subclassed_surrogate_runs_in_the_reference_only(own):
     layer = sf.IF()
-    for make in (lambda **o: IF(X, **o), sf.IF, sf.LIF, lambda **o: sf.BatchNormIF(3, **o),
-                 lambda surrogate: setattr(layer, "surrogate", surrogate)):  # fmt: skip
+    for make in (
+        lambda **o: IF(X, **o),
+        sf.IF,
+        sf.LIF,
+        lambda **o: sf.BatchNormIF(3, **o),
+        lambda surrogate: setattr(layer, "surrogate", surrogate),
+    ):
         with refused(TypeError, "surrogate", type(own).__name__, "snnfast.surrogate", "snnfast.reference"):
             make(surrogate=own)
     x = torch.randn(4, 7, requires_grad=True)
@@ -261,9 +266,13 @@ def test_a_learned_time_constant_is_one_that_its_dtype_can_hold(tau):
 
 
 def test_no_time_constant_is_not_taken_for_no_leak():
-    for make in (lambda: LIF(X, tau=None), lambda: sf.reference.leaky_integrate_and_fire(X, tau=None),
-                 lambda: sf.LIF(None), lambda: sf.LIF(None, learn_tau=True),
-                 lambda: sf.BatchNormLIF(3, tau=None)):  # fmt: skip
+    for make in (
+        lambda: LIF(X, tau=None),
+        lambda: sf.reference.leaky_integrate_and_fire(X, tau=None),
+        lambda: sf.LIF(None),
+        lambda: sf.LIF(None, learn_tau=True),
+        lambda: sf.BatchNormLIF(3, tau=None),
+    ):
         with refused(TypeError, "tau", "number or a tensor", "NoneType"):
             make()
     for layer in (sf.LIF(3.0), sf.LIF(3.0, learn_tau=True), sf.LIF(torch.tensor(3.0)), sf.BatchNormLIF(3)):
@@ -390,12 +399,19 @@ def test_invalid_options_after_construction_leave_the_layer_as_it_was():
     layer = sf.LIF(3.0, 0.7, reset_value=0.25)
     before = repr(layer)
     for name, value, error in [
-        ("threshold", -1.0, ValueError), ("threshold", "1", TypeError), ("tau", 1.0, ValueError),
-        ("reset", "soft", ValueError), ("reset", "none", ValueError), ("reset_value", math.inf, ValueError),
-        ("surrogate", "atan", TypeError), ("surrogate", sf.surrogate.Triangle, TypeError),
-        ("detach_reset", 1, TypeError), ("fire_on_equal", None, TypeError), ("delay", 0, TypeError),
+        ("threshold", -1.0, ValueError),
+        ("threshold", "1", TypeError),
+        ("tau", 1.0, ValueError),
+        ("reset", "soft", ValueError),
+        ("reset", "none", ValueError),
+        ("reset_value", math.inf, ValueError),
+        ("surrogate", "atan", TypeError),
+        ("surrogate", sf.surrogate.Triangle, TypeError),
+        ("detach_reset", 1, TypeError),
+        ("fire_on_equal", None, TypeError),
+        ("delay", 0, TypeError),
         ("decay_input", 1, TypeError),
-    ]:  # fmt: skip
+    ]:
         with refused(error, name):
             setattr(layer, name, value)
         assert repr(layer) == before

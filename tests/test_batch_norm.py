@@ -56,9 +56,10 @@ def test_outputs_and_all_gradients_are_those_of_the_layers_apart(kernels, part):
 
 
 @settings(
-    max_examples=80, deadline=None,
+    max_examples=80,
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow],
-)  # fmt: skip
+)
 @given(
     options=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in NORMALIZED.items()}),
     batch=st.integers(2, 7),
@@ -66,7 +67,7 @@ def test_outputs_and_all_gradients_are_those_of_the_layers_apart(kernels, part):
     space=st.lists(st.integers(1, 6), max_size=3),
     steps=st.integers(1, 40),
     seed=st.integers(0, 10_000),
-)  # fmt: skip
+)
 def test_any_shape_layout_and_option(kernels, options, batch, channels, space, steps, seed):
     options = {**options, "sizes": (batch, channels, *space), "steps": steps, "seed": seed}
     assume(can_be(options))
@@ -82,10 +83,20 @@ def test_sizes_beyond_a_kernels_tiles(kernels, sizes, layout):
     per_channel = {"time_dim": 1, "neuron": "LIF", "threshold": "per channel"}
     for changed in ({}, {"held": True, "residual": "held"}, per_channel):
         options = {
-            **CONFIGURATIONS[1], "sizes": sizes, "steps": 3, "layout": layout, "residual layout": layout, "held": False,
-            "affine": "weight and bias", "training": True, "residual": "like the output", "gradient": "like spikes",
-            "outputs": "all", "surrogate": "FastSigmoid", **changed,
-        }  # fmt: skip
+            **CONFIGURATIONS[1],
+            "sizes": sizes,
+            "steps": 3,
+            "layout": layout,
+            "residual layout": layout,
+            "held": False,
+            "affine": "weight and bias",
+            "training": True,
+            "residual": "like the output",
+            "gradient": "like spikes",
+            "outputs": "all",
+            "surrogate": "FastSigmoid",
+            **changed,
+        }
         if sizes[0] * math.prod(sizes[2:]) == 1 and options["held"]:
             continue  # one value per channel
         compare(options, kernels.device)

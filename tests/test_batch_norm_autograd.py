@@ -27,18 +27,26 @@ class Leaves:
 
     def __init__(self, steps: int = 6, device: torch.device | str = "cpu") -> None:
         made = {
-            "current": normal(steps, 3, C, 4), "residual": normal(steps, 3, C, 4, seed=1) / 2,
-            "weight": normal(C, seed=2) + 1, "bias": normal(C, seed=3) / 2, "v0": normal(3, C, 4, seed=4) / 3,
-            "threshold": torch.linspace(0.3, 0.9, C).double(), "tau": torch.linspace(1.3, 4.0, C).double(),
-        }  # fmt: skip
+            "current": normal(steps, 3, C, 4),
+            "residual": normal(steps, 3, C, 4, seed=1) / 2,
+            "weight": normal(C, seed=2) + 1,
+            "bias": normal(C, seed=3) / 2,
+            "v0": normal(3, C, 4, seed=4) / 3,
+            "threshold": torch.linspace(0.3, 0.9, C).double(),
+            "tau": torch.linspace(1.3, 4.0, C).double(),
+        }
         self.all = {name: value.to(device).requires_grad_() for name, value in made.items()}
 
     def run(self, training: bool = True, **options) -> tuple[torch.Tensor, ...]:
         running = (torch.zeros_like(self.all["weight"]), torch.ones_like(self.all["weight"]))
         return sf.functional.batch_norm_integrate_and_fire(
-            **self.all, running_mean=running[0], running_var=running[1], training=training, return_potential=True,
+            **self.all,
+            running_mean=running[0],
+            running_var=running[1],
+            training=training,
+            return_potential=True,
             **options,
-        )  # fmt: skip
+        )
 
 
 CHOICES = [*[(n,) for n in range(7)], *itertools.combinations(range(5), 2), (0, 1, 2, 3), (2, 3, 4), tuple(range(7))]

@@ -20,8 +20,10 @@ layers = pytest.mark.parametrize("make", LAYERS, ids=lambda make: make.__name__)
 
 def everywhere(x=X, residual=None, **options):
     """The function and both layers on the same arguments, as calls."""
-    return [lambda: CALL(x, residual=residual, training=True, **options),
-            *[lambda make=make: make(C)(x, residual, **options) for make in LAYERS]]  # fmt: skip
+    return [
+        lambda: CALL(x, residual=residual, training=True, **options),
+        *[lambda make=make: make(C)(x, residual, **options) for make in LAYERS],
+    ]
 
 
 # Currents and residuals
@@ -29,9 +31,11 @@ def everywhere(x=X, residual=None, **options):
 
 def test_currents_that_are_no_floating_point_tensors():
     for x, words in (
-        ([1.0], ("TypeError", "list")), (None, ("NoneType",)), (X.long(), ("torch.int64", "float32")),
+        ([1.0], ("TypeError", "list")),
+        (None, ("NoneType",)),
+        (X.long(), ("torch.int64", "float32")),
         (X.to_sparse(), ("torch.sparse_coo", "dense")),
-    ):  # fmt: skip
+    ):
         for call in everywhere(x):
             with refused(TypeError, "current", *words[-2:] if words[0] != "TypeError" else words[1:]):
                 call()
@@ -51,8 +55,14 @@ def test_currents_without_a_channel_dimension():
 @layers
 def test_another_number_of_channels_than_the_layers(make):
     for x, steps in ((torch.zeros(4, 2, 7, 5), None), (torch.zeros(2, 7, 5), 4), (torch.zeros(4, 2, 1), None)):
-        with refused(ValueError, "current", f"{C} channels", "num_features", f"got {x.shape[1 if steps else 2]}",
-                     str(list(x.shape))):  # fmt: skip
+        with refused(
+            ValueError,
+            "current",
+            f"{C} channels",
+            "num_features",
+            f"got {x.shape[1 if steps else 2]}",
+            str(list(x.shape)),
+        ):
             make(C)(x, steps=steps)
     with refused(ValueError, "current", f"{C} channels", "got 7"):
         make(C, affine=False, track_running_stats=False)(torch.zeros(4, 2, 7, 5))
@@ -106,8 +116,12 @@ PER_CHANNEL = ["weight", "bias", "running_mean", "running_var"]
 
 
 def given(**changed):
-    values = {"weight": torch.ones(C), "bias": torch.zeros(C), "running_mean": torch.zeros(C),
-              "running_var": torch.ones(C)}  # fmt: skip
+    values = {
+        "weight": torch.ones(C),
+        "bias": torch.zeros(C),
+        "running_mean": torch.zeros(C),
+        "running_var": torch.ones(C),
+    }
     return {**values, **changed}
 
 

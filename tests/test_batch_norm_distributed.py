@@ -133,8 +133,15 @@ distributed.barrier()
 distributed.destroy_process_group()
 """
 
-PLAIN = {"layer": "BatchNormIF", "momentum": 0.1, "sizes": [3, 3], "held": False, "time_dim": 0, "T": 4,
-         "residual": None}  # fmt: skip
+PLAIN = {
+    "layer": "BatchNormIF",
+    "momentum": 0.1,
+    "sizes": [3, 3],
+    "held": False,
+    "time_dim": 0,
+    "T": 4,
+    "residual": None,
+}
 CASES = [
     PLAIN,
     {**PLAIN, "sizes": [3, 5], "residual": "output"},

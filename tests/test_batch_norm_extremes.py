@@ -14,8 +14,23 @@ import snnfast as sf
 
 INF, NAN = math.inf, math.nan
 SHAPE = (4, 3, 3, 2, 5)
-VALUES = [[INF], [-INF], [INF, INF], [INF, -INF], [NAN], [INF, NAN], [1e19], [1e20], [-1e30], [1e30, 1e30], [3e38],
-          [3e38, 3e38, 3e38], [3e38, -3e38], [1e30, INF], [-3e38, -INF]]  # fmt: skip
+VALUES = [
+    [INF],
+    [-INF],
+    [INF, INF],
+    [INF, -INF],
+    [NAN],
+    [INF, NAN],
+    [1e19],
+    [1e20],
+    [-1e30],
+    [1e30, 1e30],
+    [3e38],
+    [3e38, 3e38, 3e38],
+    [3e38, -3e38],
+    [1e30, INF],
+    [-3e38, -INF],
+]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # Where in the channel: in its first neuron's first step, which the kernels take for a pivot, or elsewhere.
 PLACES = {"first": [(0, 0, 0, 0), (0, 1, 0, 0), (2, 1, 1, 3)], "inside": [(2, 1, 1, 3), (3, 2, 0, 1), (1, 0, 1, 4)]}
@@ -108,8 +123,12 @@ def test_enormous_currents_have_finite_gradients(kernels):
                 leaf, weight=weight, threshold=INF, return_potential=True
             )
             sent = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4)).to(t)
-            results.append([g.cpu().double()[..., 1, :, :] if g.dim() > 1 else g.cpu().double()[1]
-                            for g in torch.autograd.grad(h, [leaf, weight], sent)])  # fmt: skip
+            results.append(
+                [
+                    g.cpu().double()[..., 1, :, :] if g.dim() > 1 else g.cpu().double()[1]
+                    for g in torch.autograd.grad(h, [leaf, weight], sent)
+                ]
+            )
         for ours, theirs in zip(*results, strict=True):
             assert ours.isfinite().all()
             assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
@@ -141,9 +160,15 @@ torch.distributed.destroy_process_group()
 """
 
 TOGETHER = [
-    (["inf"], [0]), (["-inf"], [3]), (["inf", "inf"], [0, 3]), (["inf", "-inf"], [0, 3]), (["nan"], [2]),
-    (["1e30"], [1]), (["3e38", "3e38"], [0, 2]), (["1e30", "inf"], [0, 3]),
-]  # fmt: skip
+    (["inf"], [0]),
+    (["-inf"], [3]),
+    (["inf", "inf"], [0, 3]),
+    (["inf", "-inf"], [0, 3]),
+    (["nan"], [2]),
+    (["1e30"], [1]),
+    (["3e38", "3e38"], [0, 2]),
+    (["1e30", "inf"], [0, 3]),
+]
 
 
 def test_statistics_of_several_processes_are_those_of_one(tmp_path):

@@ -162,8 +162,14 @@ def test_repr_shows_everything(make):
     for part in ("threshold=1.0", "reset='hard'", "FastSigmoid(gamma=10.0, beta=1.0)"):
         assert part in text
     text = repr(make(3, 1e-3, None, False, False, threshold=0.5, reset="soft", delay=True, time_dim=1))
-    for part in ("3, eps=0.001, momentum=None, affine=False", "track_running_stats=False", "threshold=0.5", "'soft'",
-                 "delay=True", "time_dim=1"):  # fmt: skip
+    for part in (
+        "3, eps=0.001, momentum=None, affine=False",
+        "track_running_stats=False",
+        "threshold=0.5",
+        "'soft'",
+        "delay=True",
+        "time_dim=1",
+    ):
         assert part in text
     text = repr(make(3, carry_state=True, learn_threshold=True))
     assert "carry_state=True" in text and "learn_threshold=True" in text
@@ -188,9 +194,18 @@ def test_a_layer_is_its_function(options):
             mean, variance = layer.running_mean.clone(), layer.running_var.clone()
             spikes = layer(x, residual)
             wanted, _ = sf.functional.batch_norm_integrate_and_fire(
-                x, residual=residual, weight=layer.weight, bias=layer.bias, running_mean=mean, running_var=variance,
-                training=training, momentum=0.1, eps=1e-2, **options, **more,
-            )  # fmt: skip
+                x,
+                residual=residual,
+                weight=layer.weight,
+                bias=layer.bias,
+                running_mean=mean,
+                running_var=variance,
+                training=training,
+                momentum=0.1,
+                eps=1e-2,
+                **options,
+                **more,
+            )
             assert torch.equal(spikes, wanted) and 0 < spikes.mean() < 1
             assert torch.equal(layer.running_mean, mean) and torch.equal(layer.running_var, variance)
 
@@ -249,8 +264,9 @@ def test_a_layer_in_another_dtype_has_its_parameters_and_statistics_in_it(kernel
         layer.train(training), wide.train(training)
         found, wanted = layer(x), wide(x)
         assert found.dtype == dtype and torch.equal(found, wanted)
-        gradients = [torch.autograd.grad(y.sum(), [x, *one.parameters()])
-                     for y, one in ((found, layer), (wanted, wide))]  # fmt: skip
+        gradients = [
+            torch.autograd.grad(y.sum(), [x, *one.parameters()]) for y, one in ((found, layer), (wanted, wide))
+        ]
         for ours, theirs in zip(*gradients, strict=True):
             assert ours.dtype == dtype and torch.equal(ours, theirs.to(dtype))
         layer.running_mean.copy_(wide.running_mean), layer.running_var.copy_(wide.running_var)

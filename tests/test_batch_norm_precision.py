@@ -108,9 +108,7 @@ def exact(x: torch.Tensor, eps: float = 1e-5) -> tuple[torch.Tensor, ...]:
 
 def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean, variance = (torch.zeros(x.shape[2], dtype=torch.float32, device=x.device) for _ in range(2))
-    sf.functional.batch_norm_integrate_and_fire(
-        x, running_mean=mean, running_var=variance, training=True, momentum=1.0
-    )
+    sf.functional.batch_norm_integrate_and_fire(x, running_mean=mean, running_var=variance, training=True, momentum=1.0)
     count = x.numel() / x.shape[2]
     return mean.double(), variance.double() * (count - 1) / count
 
@@ -196,9 +194,17 @@ def test_a_bad_value_stays_in_its_channel(kernels, layout, value, training):
         spikes, last = sf.functional.batch_norm_integrate_and_fire(
             leaf, weight=weight, bias=bias, running_mean=running[0], running_var=running[1], training=training
         )
-        results.append([spikes, last.unsqueeze(0), *(g.unsqueeze(0).unsqueeze(0) if g.dim() == 1 else g for g in
-                        torch.autograd.grad(spikes, [leaf, weight, bias], sent)),
-                        *(r.view(1, 1, 3) for r in running)])  # fmt: skip
+        results.append(
+            [
+                spikes,
+                last.unsqueeze(0),
+                *(
+                    g.unsqueeze(0).unsqueeze(0) if g.dim() == 1 else g
+                    for g in torch.autograd.grad(spikes, [leaf, weight, bias], sent)
+                ),
+                *(r.view(1, 1, 3) for r in running),
+            ]
+        )
     for fine, found in zip(*results, strict=True):
         for channel in (0, 2):
             assert torch.equal(found[:, :, channel], fine[:, :, channel])

@@ -26,10 +26,13 @@ C = 5
 def apart(**options) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        sf.OverTime(nn.Linear(4, C)), sf.OverTime(nn.BatchNorm1d(C, **options)), sf.IF(0.3),
-        sf.OverTime(nn.Sequential(nn.Linear(C, C), nn.BatchNorm1d(C, **options))), sf.LIF(threshold=0.3),
+        sf.OverTime(nn.Linear(4, C)),
+        sf.OverTime(nn.BatchNorm1d(C, **options)),
+        sf.IF(0.3),
+        sf.OverTime(nn.Sequential(nn.Linear(C, C), nn.BatchNorm1d(C, **options))),
+        sf.LIF(threshold=0.3),
         sf.OverTime(nn.Linear(C, 3)),
-    ).double()  # fmt: skip
+    ).double()
 
 
 def fused(**options) -> nn.Module:
@@ -41,10 +44,12 @@ def fused(**options) -> nn.Module:
 def written(**options) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        sf.OverTime(nn.Linear(4, C)), sf.BatchNormIF(C, threshold=0.3, **options),
-        sf.OverTime(nn.Linear(C, C)), sf.BatchNormLIF(C, threshold=0.3, **options),
+        sf.OverTime(nn.Linear(4, C)),
+        sf.BatchNormIF(C, threshold=0.3, **options),
+        sf.OverTime(nn.Linear(C, C)),
+        sf.BatchNormLIF(C, threshold=0.3, **options),
         sf.OverTime(nn.Linear(C, 3)),
-    ).double()  # fmt: skip
+    ).double()
 
 
 FORMS: dict[str, Callable[..., nn.Module]] = {"fused": fused, "written": written}
@@ -226,8 +231,9 @@ def test_functional_calls_take_statistics_and_move_them(form) -> None:
 
 
 @forms
-@pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm,
-                                     type("Own", (nn.SyncBatchNorm,), {}).convert_sync_batchnorm])  # fmt: skip
+@pytest.mark.parametrize(
+    "convert", [nn.SyncBatchNorm.convert_sync_batchnorm, type("Own", (nn.SyncBatchNorm,), {}).convert_sync_batchnorm]
+)
 def test_torchs_conversion_keeps_the_neurons(form, convert) -> None:
     model, plain = form(), apart()
     modules, keys = list(model.modules()), list(model.state_dict())

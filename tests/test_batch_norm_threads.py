@@ -9,15 +9,23 @@ from test_threads import SETS, core, identical, normal, restored  # noqa: F401
 import snnfast as sf
 
 # More than 100 thousand values, and many tiles; few channels of many values, many channels of few.
-SIZES = {"large planes": (17, 3, 7, 19, 23), "small planes": (5, 9, 67, 7, 7), "no planes": (6, 35, 515),
-         "a tile and a quarter": (40, 6, 4, 16, 20)}  # fmt: skip
+SIZES = {
+    "large planes": (17, 3, 7, 19, 23),
+    "small planes": (5, 9, 67, 7, 7),
+    "no planes": (6, 35, 515),
+    "a tile and a quarter": (40, 6, 4, 16, 20),
+}
 LAYOUTS = ["contiguous", "channels last"]
 RUNS = [(s, lay, torch.float32) for s in ("large planes", "small planes") for lay in LAYOUTS]
 # The last: rows of which a thread may begin with the shorter tile, whose channels are those of the longer one's start.
-RUNS += [("no planes", "contiguous", torch.float32), ("no planes", "contiguous", torch.float64),
-         ("large planes", "contiguous", torch.float64), ("large planes", "channels last", torch.float16),
-         ("small planes", "channels last", torch.bfloat16),
-         ("a tile and a quarter", "channels last, every second image", torch.float32)]  # fmt: skip
+RUNS += [
+    ("no planes", "contiguous", torch.float32),
+    ("no planes", "contiguous", torch.float64),
+    ("large planes", "contiguous", torch.float64),
+    ("large planes", "channels last", torch.float16),
+    ("small planes", "channels last", torch.bfloat16),
+    ("a tile and a quarter", "channels last, every second image", torch.float32),
+]
 runs = pytest.mark.parametrize(("sizes", "layout", "dtype"), RUNS, ids=str)
 
 
@@ -52,9 +60,14 @@ def results(x: torch.Tensor, residual: torch.Tensor, sent: torch.Tensor, how: st
         options.update(threshold=threshold, tau=tau, v0=v0, return_potential=True)
         leaves += [threshold, tau, v0]
     outputs = sf.functional.batch_norm_integrate_and_fire(
-        x, weight=weight, bias=bias, running_mean=running[0], running_var=running[1], training=how != "evaluation",
+        x,
+        weight=weight,
+        bias=bias,
+        running_mean=running[0],
+        running_var=running[1],
+        training=how != "evaluation",
         **options,
-    )  # fmt: skip
+    )
     gradients = torch.autograd.grad(outputs, leaves, [sent, *(torch.ones_like(y) for y in outputs[1:])])
     return [*(y.detach() for y in outputs), *gradients, *running]
 

@@ -117,8 +117,11 @@ def test_a_wrong_gradient_is_seen():
         def forward(self, current, steps=None):
             return super().forward(2 * current - current.detach(), steps)
 
-    measured = measure.measure(case(dtype=torch.float64), CPU, baselines=(
-        baselines.find("snnfast"), Baseline("naive", "naive loop", lambda neuron, device: Doubled())))
+    measured = measure.measure(
+        case(dtype=torch.float64),
+        CPU,
+        baselines=(baselines.find("snnfast"), Baseline("naive", "naive loop", lambda neuron, device: Doubled())),
+    )
     side = measured["sides"]["naive"]
     assert side["differing_neurons"] == 0.0
     assert side["agrees"] is False and "gradients" in side["remark"]
@@ -128,8 +131,9 @@ def test_a_nan_in_a_gradient_is_a_difference():
     spikes, gradient = torch.zeros(2, 3), torch.ones(2, 3)
     poisoned = gradient.clone()
     poisoned[0, 0] = float("nan")
-    record = measure.compare(measure.Result(spikes, (gradient,)), measure.Result(spikes, (poisoned,)),
-                             dtype=torch.float32)
+    record = measure.compare(
+        measure.Result(spikes, (gradient,)), measure.Result(spikes, (poisoned,)), dtype=torch.float32
+    )
     assert record["agrees"] is False
 
 
@@ -215,11 +219,14 @@ def test_the_quick_suite_writes_its_results_and_says_where(tmp_path, capsys):
         assert measured["sides"]["snnfast"]["time"]["median"] > 0
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
-    (["--case", "no-such-case"], ["unknown case 'no-such-case'", "if-10x16x64x16x16", "over T"]),
-    (["--processes", "0"], ["--processes must be at least 1 and at most 1000, got 0"]),
-    (["--out", "{file}/folder"], ["--out: cannot write to", "allowed: a folder"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--case", "no-such-case"], ["unknown case 'no-such-case'", "if-10x16x64x16x16", "over T"]),
+        (["--processes", "0"], ["--processes must be at least 1 and at most 1000, got 0"]),
+        (["--out", "{file}/folder"], ["--out: cannot write to", "allowed: a folder"]),
+    ],
+)
 def test_bad_usage_is_refused_before_any_measuring(arguments, told, tmp_path, capsys, monkeypatch):
     file = tmp_path / "a file"
     file.write_text("")
@@ -246,8 +253,11 @@ def test_the_suites_name_only_baselines_and_blocks_that_exist():
 
 
 @pytest.mark.parametrize("name", ["spikingjelly", "snntorch", "norse"])
-@pytest.mark.parametrize("neuron", [Neuron("IF"), Neuron("IF", {"reset": "soft"}), Neuron("LIF"),
-                                    Neuron("LIF", {"decay_input": False})], ids=lambda n: f"{n.kind}{n.options or ''}")
+@pytest.mark.parametrize(
+    "neuron",
+    [Neuron("IF"), Neuron("IF", {"reset": "soft"}), Neuron("LIF"), Neuron("LIF", {"decay_input": False})],
+    ids=lambda n: f"{n.kind}{n.options or ''}",
+)
 def test_installed_peers_compute_the_same(name, neuron):
     peer = baselines.find(name)
     if why := peer.why_not(CPU, torch.float32):
@@ -270,8 +280,12 @@ def test_a_convolution_batch_norm_if_block_keeps_its_current_and_one_bit_per_spi
 
 @pytest.mark.parametrize("block", ["neuron", "residual", "convolution"])
 def test_a_batch_norm_block_agrees_with_torchs_batch_norm_and_the_loop(block):
-    workload = case(shape=(4, 2, 6, 5, 5), neuron=Neuron("BatchNormIF", {"num_features": 6}), block=block,
-                    sides=("snnfast", "naive", "unfused", "relu"))
+    workload = case(
+        shape=(4, 2, 6, 5, 5),
+        neuron=Neuron("BatchNormIF", {"num_features": 6}),
+        block=block,
+        sides=("snnfast", "naive", "unfused", "relu"),
+    )
     sides = measure.measure(workload, CPU, seconds=0.0)["sides"]
     assert sides["naive"]["agrees"] and sides["unfused"]["agrees"], (sides["naive"], sides["unfused"])
     assert sides["naive"]["gradient_error"] is not None and "time" in sides["relu"]
@@ -314,12 +328,16 @@ def test_the_twin_of_a_training_step_has_the_same_weights_and_no_time() -> None:
 
 def disturbed_case(cores: float, seconds: float = 1.0) -> dict:
     """A measured case: ours takes 1 to 2 times ``seconds``, the loop 6 to 9 times."""
+
     def side(title: str, lower: float, median: float, upper: float) -> dict:
         time = dict(zip(("lower", "median", "upper"), (lower, median, upper), strict=True))
         return {"title": title, "note": "", "time": {name: seconds * value for name, value in time.items()}}
 
-    sides = {"snnfast": side("snnfast", 1.0, 1.5, 2.0), "naive": side("loop", 6.0, 7.5, 9.0) | {"agrees": True},
-             "relu": side("relu", 1.0, 1.5, 2.0)}
+    sides = {
+        "snnfast": side("snnfast", 1.0, 1.5, 2.0),
+        "naive": side("loop", 6.0, 7.5, 9.0) | {"agrees": True},
+        "relu": side("relu", 1.0, 1.5, 2.0),
+    }
     return case().describe() | {"sides": sides, "cores_used_by_others": cores}
 
 

@@ -98,9 +98,15 @@ class Builder:
 
     def start(self, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command, cwd=self.source, env=self.environment | more, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+            self.command,
+            cwd=self.source,
+            env=self.environment | more,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     def __call__(self, fails: bool = False, **more: str) -> str:
         """What a build says."""
@@ -493,9 +499,13 @@ def failed_build(source: Path, path: str, cuda: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build_ext", "--build-temp", "temp", "--build-lib", "lib"],
-        cwd=source, env=environment | {"PATH": path, "SNNFAST_CUDA": cuda},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=source,
+        env=environment | {"PATH": path, "SNNFAST_CUDA": cuda},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode != 0, done.stdout
     return done.stdout.strip()
 

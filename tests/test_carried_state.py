@@ -217,9 +217,11 @@ def test_the_state_is_in_no_checkpoint():
 
 def test_a_whole_model_is_reset_and_detached_at_once_fused_compiled_or_wrapped():
     model = nn.Sequential(
-        sf.OverTime(nn.Conv2d(2, 3, 3, padding=1)), sf.OverTime(nn.BatchNorm2d(3)), sf.IF(0.3, carry_state=True),
+        sf.OverTime(nn.Conv2d(2, 3, 3, padding=1)),
+        sf.OverTime(nn.BatchNorm2d(3)),
+        sf.IF(0.3, carry_state=True),
         nn.Sequential(sf.LIF(carry_state=True), sf.IF()),
-    )  # fmt: skip
+    )
     sf.fuse(model)
     x = currents(5, 4, 2, 6, 6)
     for whole in (model, torch.compile(model, backend="eager"), nn.ModuleList([model])):

@@ -14,10 +14,12 @@ import snnfast as sf
 def convolutional(time_dim: int = 0, **options) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        sf.OverTime(nn.Conv2d(1, 6, 3, padding=1)), sf.LIF(2.0, 0.2, time_dim=time_dim, **options),
-        sf.OverTime(nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 10))), sf.IF(0.1, time_dim=time_dim),
+        sf.OverTime(nn.Conv2d(1, 6, 3, padding=1)),
+        sf.LIF(2.0, 0.2, time_dim=time_dim, **options),
+        sf.OverTime(nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 10))),
+        sf.IF(0.1, time_dim=time_dim),
         sf.Readout("mean", time_dim=time_dim),
-    )  # fmt: skip
+    )
 
 
 def flat() -> nn.Sequential:
@@ -57,26 +59,42 @@ SLIPS = {  # a network, its sample, what the one problem says
     "forgotten time axis, silently a batch of one": (flat(), (32, 1, 8, 8), ("images [B, C, H, W]", "time axis")),
     "a neuron layer on images": (sf.IF(0.5), (32, 3, 8, 8), ("T=32, B=3", "images [B, C, H, W]")),
     "forgotten time axis behind linear layers": (
-        nn.Sequential(nn.Linear(6, 5), sf.IF(0.1), nn.Linear(5, 5), sf.Readout()), (32, 6), ("[B, C]", "time axis")),
+        nn.Sequential(nn.Linear(6, 5), sf.IF(0.1), nn.Linear(5, 5), sf.Readout()),
+        (32, 6),
+        ("[B, C]", "time axis"),
+    ),
     "forgotten time axis, one-dimensional": (sf.IF(0.5), (32, 1, 40), ("a batch of one", "the 32 are the batch")),
     "a convolution that knows no time": (
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), sf.IF(0.1)), (32, 1, 8, 8), ("'0' (Conv2d)", "steps=T")),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), sf.IF(0.1)),
+        (32, 1, 8, 8),
+        ("'0' (Conv2d)", "steps=T"),
+    ),
     "a convolution on every step": (
-        nn.Sequential(nn.Conv2d(1, 4, 3), sf.IF(0.1)), (5, 4, 1, 8, 8),
-        ("'0' (Conv2d) raised", "snnfast.OverTime applies it to all steps of [T, B, C, H, W]")),
+        nn.Sequential(nn.Conv2d(1, 4, 3), sf.IF(0.1)),
+        (5, 4, 1, 8, 8),
+        ("'0' (Conv2d) raised", "snnfast.OverTime applies it to all steps of [T, B, C, H, W]"),
+    ),
     "a time axis forgotten where OverTime knows": (convolutional(), (32, 1, 8, 8), ("needs [T, B, C, H, W]",)),
     "a neuron inside OverTime": (
-        sf.OverTime(nn.Sequential(nn.Linear(7, 7), sf.IF(0.1))), (5, 4, 7), ("'module.1' is inside", "one dimension")),
+        sf.OverTime(nn.Sequential(nn.Linear(7, 7), sf.IF(0.1))),
+        (5, 4, 7),
+        ("'module.1' is inside", "one dimension"),
+    ),
     "one layer without time_dim=1": (
-        nn.Sequential(sf.IF(0.3, time_dim=1), sf.IF(0.3), sf.IF(0.3, time_dim=1)), (4, 5, 7),
-        ("time_dim=1 at '0' and 1 more, but time_dim=0 at '1'",)),
+        nn.Sequential(sf.IF(0.3, time_dim=1), sf.IF(0.3), sf.IF(0.3, time_dim=1)),
+        (4, 5, 7),
+        ("time_dim=1 at '0' and 1 more, but time_dim=0 at '1'",),
+    ),
     "a readout without time_dim=1": (
-        nn.Sequential(sf.IF(0.3, time_dim=1), sf.Readout()), (4, 5, 7), ("time_dim=0 at '1'",)),
+        nn.Sequential(sf.IF(0.3, time_dim=1), sf.Readout()),
+        (4, 5, 7),
+        ("time_dim=0 at '1'",),
+    ),
     "T equal to B": (sf.IF(0.5), (6, 6, 7), ("T and B are both 6",)),
     "never fires": (sf.IF(100.0), (5, 4, 7), ("'IF' never fires: its threshold is 100",)),
     "fires at every step": (sf.IF(0.0), (5, 4, 7), ("'IF' fires at every step",)),
     "no layer of ours": (nn.Linear(7, 7), (5, 4, 7), ("no snnfast layer was called",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SLIPS)
@@ -116,9 +134,12 @@ def test_values_that_are_not_finite_are_named():
 def test_the_model_is_left_as_it_was():
     torch.manual_seed(3)
     model = nn.Sequential(
-        sf.OverTime(nn.Conv2d(1, 6, 3)), sf.BatchNormIF(6, carry_state=True), nn.Dropout(0.5),
-        sf.OverTime(nn.Flatten()), sf.IF(0.1, carry_state=True),
-    )  # fmt: skip
+        sf.OverTime(nn.Conv2d(1, 6, 3)),
+        sf.BatchNormIF(6, carry_state=True),
+        nn.Dropout(0.5),
+        sf.OverTime(nn.Flatten()),
+        sf.IF(0.1, carry_state=True),
+    )
     x = torch.rand(3, 2, 1, 8, 8)
     model(x).sum().backward()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -71,8 +71,11 @@ def test_learned_parameters_and_tables_survive():
     saved, loaded = make(0.25), make(0.75)
     state = saved_and_loaded(saved.state_dict())
     assert {k for k in state if "Linear" not in k and "module" not in k} == {
-        "1.threshold", "1.tau_logit", "2.1.threshold", "2.1.tau",
-    }  # fmt: skip
+        "1.threshold",
+        "1.tau_logit",
+        "2.1.threshold",
+        "2.1.tau",
+    }
     loaded.load_state_dict(state, strict=True)
     x = currents(5, 3, 6)
     assert torch.equal(saved(x), loaded(x)) and torch.equal(gradient(saved, x), gradient(loaded, x))
@@ -101,11 +104,17 @@ def test_a_state_dict_copied_into_a_plain_dict_still_loads():
 
 @pytest.mark.parametrize(
     "saved",
-    [{"shape": "Parabola", "gamma": 1.0, "beta": 1.0}, {"shape": "Surrogate", "gamma": 1.0, "beta": 1.0},
-     {"shape": "Triangle", "gamma": -1.0, "beta": 1.0}, {"shape": "Triangle", "gamma": "1", "beta": 1.0},
-     {"shape": "Triangle"}, {"shape": ["Triangle"], "gamma": 1.0, "beta": 1.0}, "Triangle"],
+    [
+        {"shape": "Parabola", "gamma": 1.0, "beta": 1.0},
+        {"shape": "Surrogate", "gamma": 1.0, "beta": 1.0},
+        {"shape": "Triangle", "gamma": -1.0, "beta": 1.0},
+        {"shape": "Triangle", "gamma": "1", "beta": 1.0},
+        {"shape": "Triangle"},
+        {"shape": ["Triangle"], "gamma": 1.0, "beta": 1.0},
+        "Triangle",
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_surrogate_that_does_not_exist_is_named_by_the_error(saved):
     net = nn.Sequential(sf.IF(surrogate=Rectangle()))
     state = net.state_dict()

@@ -147,27 +147,76 @@ NUMBERS = ["-1", "nan", "inf", "1e400", f"1{'0' * 400}", "abc", ""]
 WORDS = ["abc", "0", "nan", "\udcff"]
 FILES = ["taken/deeper", "/proc/nope/deeper", "a" * 5000]
 TRAIN = {
-    **dict.fromkeys(["--steps", "--epochs", "--batch-size", "--lr", "--weight-decay", "--clip", "--gamma", "--seed",
-                     "--threads", "--checkpoint-every", "--eval-steps"], NUMBERS),
-    **dict.fromkeys(["--data", "--model", "--layer", "--schedule", "--surrogate", "--augment", "--precision",
-                     "--device", "--model-option"], WORDS),
-    "--out": [*FILES, ""], "--data mnist --data-dir": FILES,
-}  # fmt: skip
+    **dict.fromkeys(
+        [
+            "--steps",
+            "--epochs",
+            "--batch-size",
+            "--lr",
+            "--weight-decay",
+            "--clip",
+            "--gamma",
+            "--seed",
+            "--threads",
+            "--checkpoint-every",
+            "--eval-steps",
+        ],
+        NUMBERS,
+    ),
+    **dict.fromkeys(
+        [
+            "--data",
+            "--model",
+            "--layer",
+            "--schedule",
+            "--surrogate",
+            "--augment",
+            "--precision",
+            "--device",
+            "--model-option",
+        ],
+        WORDS,
+    ),
+    "--out": [*FILES, ""],
+    "--data mnist --data-dir": FILES,
+}
 NEURON = {
-    "threshold": ["-1", "None", "'x'", "[1]", "10**400"], "reset_value": ["1e39", "-1e400", "True", "'x'"],
-    "reset": ["0", "'half'"], "detach_reset": ["1", "'x'"], "fire_on_equal": ["0", "None"], "time_dim": ["1", "2"],
-    "carry_state": ["1"], "learn_threshold": ["'x'"], "delay": ["2"], "tau": ["3.0"], "nonsense": ["1"],
+    "threshold": ["-1", "None", "'x'", "[1]", "10**400"],
+    "reset_value": ["1e39", "-1e400", "True", "'x'"],
+    "reset": ["0", "'half'"],
+    "detach_reset": ["1", "'x'"],
+    "fire_on_equal": ["0", "None"],
+    "time_dim": ["1", "2"],
+    "carry_state": ["1"],
+    "learn_threshold": ["'x'"],
+    "delay": ["2"],
+    "tau": ["3.0"],
+    "nonsense": ["1"],
     "activation": ["'gelu'", "[]"],
-}  # fmt: skip
+}
 OTHERS = {
     "bench": {"--processes": [*NUMBERS, "0"], "--device": WORDS, "--case": WORDS, "--out": FILES},
-    "reproduce fig3": {"--threads": [*NUMBERS, "0"], "--device": WORDS, "--scale": WORDS, "--out": FILES,
-                       "--data-dir": FILES},
+    "reproduce fig3": {
+        "--threads": [*NUMBERS, "0"],
+        "--device": WORDS,
+        "--scale": WORDS,
+        "--out": FILES,
+        "--data-dir": FILES,
+    },
     "paper.single_neuron": {"--seed": NUMBERS, "--updates": [*NUMBERS, "0"], "--out": FILES},
-    "training": {"--width": NUMBERS, "--image-size": NUMBERS, "--batch-size": NUMBERS, "--steps": [*NUMBERS, "0"],
-                 "--seconds": ["-1", "nan", "inf", "x"], "--model": WORDS, "--precision": WORDS, "--side": WORDS,
-                 "--device": WORDS, "--out": [*FILES, "."]},
-}  # fmt: skip
+    "training": {
+        "--width": NUMBERS,
+        "--image-size": NUMBERS,
+        "--batch-size": NUMBERS,
+        "--steps": [*NUMBERS, "0"],
+        "--seconds": ["-1", "nan", "inf", "x"],
+        "--model": WORDS,
+        "--precision": WORDS,
+        "--side": WORDS,
+        "--device": WORDS,
+        "--out": [*FILES, "."],
+    },
+}
 
 
 def mistakes(options: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
@@ -196,6 +245,7 @@ def refused(command: object, words: list[str], option: str, capsys: pytest.Captu
 @pytest.fixture
 def no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a file ``taken``; what would take time fails."""
+
     def work(*arguments: object, **options: object) -> None:
         raise AssertionError("not refused")
 
@@ -203,8 +253,12 @@ def no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SNNFAST_DATA", raising=False)
     (tmp_path / "taken").touch()
     monkeypatch.setattr(training.Trainer, "fit", work)
-    for module, name in (("run", "_run_device"), ("paper.reproduce", "_run"), ("paper.single_neuron", "run"),
-                         ("training", "measure")):  # fmt: skip
+    for module, name in (
+        ("run", "_run_device"),
+        ("paper.reproduce", "_run"),
+        ("paper.single_neuron", "run"),
+        ("training", "measure"),
+    ):
         monkeypatch.setattr(importlib.import_module(f"snnfast.benchmarks.{module}"), name, work)
 
 
@@ -302,10 +356,13 @@ def test_an_interrupted_measuring_process_prints_no_traceback(tmp_path: Path) ->
     command = [sys.executable, "-P", "-m", "snnfast.benchmarks", "--quick", "--device", "cpu"]
     command += ["--worker", str(tmp_path / "results.json")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         # A test run in the background of a script ignores Ctrl-C, and would hand that down.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     assert process.stderr is not None
     first = process.stderr.readline()  # a case was measured
     process.send_signal(signal.SIGINT)

@@ -90,9 +90,13 @@ def test_a_compiled_layer_in_inference():
 def test_a_compiled_network_is_the_network_under_inductor():
     torch.manual_seed(0)
     network = nn.Sequential(
-        sf.OverTime(nn.Conv2d(2, 3, 3)), sf.IF(0.2), sf.OverTime(nn.Flatten()), sf.OverTime(nn.Linear(27, 4)),
-        sf.LIF(learn_tau=True, threshold=0.1, learn_threshold=True), sf.Readout(),
-    )  # fmt: skip
+        sf.OverTime(nn.Conv2d(2, 3, 3)),
+        sf.IF(0.2),
+        sf.OverTime(nn.Flatten()),
+        sf.OverTime(nn.Linear(27, 4)),
+        sf.LIF(learn_tau=True, threshold=0.1, learn_threshold=True),
+        sf.Readout(),
+    )
     x, parameters = normal(6, 4, 2, 5, 5), list(network.parameters())
     found = results(compiled(network, backend="inductor"), x, parameters)
     wanted = results(network, x, parameters)

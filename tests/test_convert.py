@@ -101,8 +101,9 @@ def test_the_largest_current_is_over_all_steps_and_counts_the_residual():
     images = torch.rand(SHAPE)
     spiking = to_spiking(ann, [images], steps=25)
     block = spiking.blocks[1]
-    spikes = spiking.blocks[0](spiking.pool(spiking.stem_activation(spiking.stem(images), steps=25).flatten(0, 1)
-                                            ).unflatten(0, (25, 4)))  # fmt: skip
+    spikes = spiking.blocks[0](
+        spiking.pool(spiking.stem_activation(spiking.stem(images), steps=25).flatten(0, 1)).unflatten(0, (25, 4))
+    )
     inner = block.activations[0](block.convolutions[0](spikes.flatten(0, 1)).unflatten(0, (25, 4)))
     last = block.activations[1]
     current = F.batch_norm(

@@ -37,8 +37,11 @@ def test_a_distributed_checkpoint_brings_thresholds_to_a_network_that_holds_them
 
 
 @networks
-@pytest.mark.parametrize("options", [None, StateDictOptions(full_state_dict=True), StateDictOptions(cpu_offload=True)],
-                         ids=["own", "full", "on the CPU"])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [None, StateDictOptions(full_state_dict=True), StateDictOptions(cpu_offload=True)],
+    ids=["own", "full", "on the CPU"],
+)
 def test_no_distributed_checkpoint_loses_a_surrogate_in_silence(
     name: str, options: StateDictOptions | None, tmp_path: Path
 ) -> None:

@@ -20,8 +20,26 @@ import snnfast as sf
 INF, NAN = math.inf, math.nan
 SINGLE, DOUBLE = np.finfo(np.float32), np.finfo(np.float64)
 CURRENTS = [
-    0.0, 0.3, -0.3, 1.0, -1.0, 0.5, 7.0, 1e-45, -1e-40, 1e-38, 1e10, -1e19, 1e30, -8.6e37, 3e38, -3e38, INF, -INF, NAN,
-]  # fmt: skip
+    0.0,
+    0.3,
+    -0.3,
+    1.0,
+    -1.0,
+    0.5,
+    7.0,
+    1e-45,
+    -1e-40,
+    1e-38,
+    1e10,
+    -1e19,
+    1e30,
+    -8.6e37,
+    3e38,
+    -3e38,
+    INF,
+    -INF,
+    NAN,
+]
 GRADIENTS = [0.0, 0.0, 1.0, 1.0, -1.0, 0.7, 1e-45, 1e-30, 1e30, -1e30, INF, -INF, NAN]
 THRESHOLDS = [0.0, 1e-45, 0.5, 1.0, 1e10, 3e38, INF]
 TAUS = [1 + 2.0**-23, 1.5, 2.0, 20.0, 1e30, 3e38]
@@ -160,24 +178,38 @@ def draw(rng: random.Random, **fixed) -> dict[str, Any]:
     steps, held = rng.choice([1, 2, 3, 5, 17, 20]), rng.random() < 0.2
     current = values(CURRENTS if rng.random() < 0.5 else CURRENTS[:9] * 5 + CURRENTS, steps, NEURONS, dtype=dtype)
     current = current[:1].expand(steps, NEURONS) if held else current
-    sent = [values(GRADIENTS[:6] * rng.choice([0, 5]) + GRADIENTS, steps, NEURONS, dtype=dtype),
-            *(values(GRADIENTS[:6] * 5 + GRADIENTS, *size) if rng.random() < 0.6 else None
-              for size in ((NEURONS,), (steps, NEURONS)))]  # fmt: skip
+    sent = [
+        values(GRADIENTS[:6] * rng.choice([0, 5]) + GRADIENTS, steps, NEURONS, dtype=dtype),
+        *(
+            values(GRADIENTS[:6] * 5 + GRADIENTS, *size) if rng.random() < 0.6 else None
+            for size in ((NEURONS,), (steps, NEURONS))
+        ),
+    ]
     leaky = rng.random() < 0.7
     return {
-        "steps": steps, "held": held, "current": current, "sent": sent,
+        "steps": steps,
+        "held": held,
+        "current": current,
+        "sent": sent,
         "v0": values(CURRENTS, NEURONS) if rng.random() < 0.7 else None,
         "threshold": values(THRESHOLDS, NEURONS) if rng.random() < 0.6 else rng.choice(THRESHOLDS),
-        "tau": None if not leaky else values(TAUS, NEURONS).clamp(min=1 + 2.0**-23) if rng.random() < 0.6
-               else rng.choice([*TAUS, INF]),
+        "tau": None
+        if not leaky
+        else values(TAUS, NEURONS).clamp(min=1 + 2.0**-23)
+        if rng.random() < 0.6
+        else rng.choice([*TAUS, INF]),
         "decay_input": rng.random() < 0.6,
         "reset_value": 0.0 if fixed["reset"] == "soft" else rng.choice(RESET_VALUES),
-        "fire_on_equal": rng.random() < 0.3, "gamma": rng.choice(GAMMAS), "beta": rng.choice(BETAS), **fixed,
-    }  # fmt: skip
+        "fire_on_equal": rng.random() < 0.3,
+        "gamma": rng.choice(GAMMAS),
+        "beta": rng.choice(BETAS),
+        **fixed,
+    }
 
 
 def call(module, o, device):
     """Outputs and gradients of a call, the neurons as channels of a batch of one."""
+
     def leaf(t, batch=-2):
         return t.to(device).detach().clone().unsqueeze(batch).requires_grad_()
 
@@ -199,8 +231,10 @@ def call(module, o, device):
     outputs = function(current, leaves.get("v0"), return_potential=True, **options)
     sent = [(y, g.to(device).unsqueeze(-2)) for y, g in zip(outputs, o["sent"], strict=True) if g is not None]
     found = torch.autograd.grad([y for y, _ in sent], list(leaves.values()), [g for _, g in sent])
-    return ([y.detach().cpu().reshape(-1, NEURONS) for y in outputs],
-            {name: g.cpu().reshape(-1, NEURONS) for name, g in zip(leaves, found, strict=True)})  # fmt: skip
+    return (
+        [y.detach().cpu().reshape(-1, NEURONS) for y in outputs],
+        {name: g.cpu().reshape(-1, NEURONS) for name, g in zip(leaves, found, strict=True)},
+    )
 
 
 def compare(o, outputs, gradients) -> int:
@@ -218,16 +252,21 @@ def compare(o, outputs, gradients) -> int:
         rtol = {torch.float64: 1e-9, torch.float32: 1e-3}.get(ours.dtype, 2e-2)
         tiny = 1e-300 if ours.dtype == torch.float64 else 1e-7 if ours.dtype == torch.float16 else 1e-36
         torch.testing.assert_close(
-            ours[:, sure], wanted[:, sure], rtol=rtol, atol=tiny, equal_nan=True,
+            ours[:, sure],
+            wanted[:, sure],
+            rtol=rtol,
+            atol=tiny,
+            equal_nan=True,
             msg=lambda m, name=name: f"gradient of {name}: {m} {shown}",
-        )  # fmt: skip
+        )
     return int(sure.sum())
 
 
 resets = pytest.mark.parametrize(
-    ("reset", "detach_reset"), list(itertools.product(["hard", "soft"], [True, False])),
+    ("reset", "detach_reset"),
+    list(itertools.product(["hard", "soft"], [True, False])),
     ids=["hard, detached", "hard, attached", "soft, detached", "soft, attached"],
-)  # fmt: skip
+)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 

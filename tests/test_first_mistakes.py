@@ -120,8 +120,11 @@ def test_a_reset_of_another_library_is_refused_with_ours_beside_it(layer, value)
 
 @pytest.mark.parametrize("beta", [0.9, 0.5, 0.99])
 def test_a_decay_given_for_tau_is_told_the_tau_that_has_it(beta):
-    for make in (sf.LIF, lambda tau: sf.BatchNormLIF(3, tau=tau), lambda tau: models.build("digits", activation="lif",
-                                                                                            tau=tau)):  # fmt: skip
+    for make in (
+        sf.LIF,
+        lambda tau: sf.BatchNormLIF(3, tau=tau),
+        lambda tau: models.build("digits", activation="lif", tau=tau),
+    ):
         said = message(lambda make=make: make(tau=beta), ValueError)
         assert said.startswith(f"tau must be greater than 1 step, got {beta}; ")
     tau = float(said.rpartition("= ")[2])
@@ -187,9 +190,12 @@ def test_an_unknown_option_of_training_names_the_nearest():
 
 def test_a_layer_by_its_name_elsewhere_is_told_its_name_here():
     for name, ours in {
-        "LIFNode": "LIF", "IFNode": "IF", "ParametricLIFNode": "LIF(learn_tau=True)",
-        "Leaky": "LIF(tau=1 / (1 - beta)", "reset_net": "reset_state",
-    }.items():  # fmt: skip
+        "LIFNode": "LIF",
+        "IFNode": "IF",
+        "ParametricLIFNode": "LIF(learn_tau=True)",
+        "Leaky": "LIF(tau=1 / (1 - beta)",
+        "reset_net": "reset_state",
+    }.items():
         assert f"{name} elsewhere is snnfast.{ours}" in message(lambda name=name: getattr(sf, name), AttributeError)
     assert "did you mean 'BatchNormIF'?" in message(lambda: sf.BatchnormIF, AttributeError)
     assert message(lambda: sf.quite_another, AttributeError) == "module 'snnfast' has no attribute 'quite_another'"
@@ -206,9 +212,12 @@ TIMELESS = {  # modules behind OverTime, and a sample without time axis
     "InstanceNorm2d": (nn.InstanceNorm2d(3), (6, 3, 8, 8), "[T, B, C, H, W]"),
     "Linear": (nn.Linear(5, 2), (6, 5), "[T, B, ..., features]"),
     "Linear, silently": (nn.Linear(5, 5), (1, 5), "[T, B, ..., features]"),
-    "first of nn.Sequential": (nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3)), nn.ReLU()), (6, 3, 8, 8),
-                               "[T, B, C, H, W]"),
-}  # fmt: skip
+    "first of nn.Sequential": (
+        nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3)), nn.ReLU()),
+        (6, 3, 8, 8),
+        "[T, B, C, H, W]",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", TIMELESS)

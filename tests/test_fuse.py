@@ -177,45 +177,53 @@ def sequential(*modules: nn.Module) -> nn.Sequential:
 
 @pytest.mark.parametrize(
     ("modules", "name"),
-    cases({
-        "batch norm alone over time": (lambda: [conv(3, 3, 3), norm(3), sf.IF()], "1.module"),
-        "convolution and batch norm over time": (
-            lambda: [sf.OverTime(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), sf.LIF(tau=3.0)],
-            "0.module.1",
-        ),
-        "nested in Sequentials": (
-            lambda: [nn.Sequential(conv(3, 3, 3), nn.Sequential(norm(3))), nn.Sequential(sf.IF(), nn.Identity())],
-            "0.1.0.module",
-        ),
-        "deep inside OverTime": (
-            lambda: [sf.OverTime(nn.Sequential(nn.Identity(), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))), sf.IF()],
-            "0.module.1.1",
-        ),
-        "time second": (lambda: [norm(3), sf.IF(time_dim=1)], "0.module"),
-        "soft reset and delay": (lambda: [norm(3), sf.IF(reset="soft", threshold=0.7, delay=True)], "0.module"),
-        "learned threshold per channel": (lambda: [norm(3), sf.IF(torch.rand(3), learn_threshold=True)], "0.module"),
-        "buffers per channel": (lambda: [norm(3), sf.LIF(torch.rand(3) + 1.5, torch.rand(3))], "0.module"),
-        "learned tau": (
-            lambda: [norm(3), sf.LIF(2.5, 0.4, learn_tau=True, learn_threshold=True, decay_input=False)],
-            "0.module",
-        ),
-        "3d": (lambda: [nn.Unflatten(4, (1, 5)), sf.OverTime(nn.BatchNorm3d(3)), sf.IF()], "1.module"),
-        "1d of [N, C]": (
-            lambda: [sf.OverTime(nn.Sequential(nn.Flatten(), nn.Linear(75, 6), nn.BatchNorm1d(6))), sf.IF()],
-            "0.module.2",
-        ),
-        "1d of [N, C, L]": (lambda: [nn.Flatten(3), sf.OverTime(nn.BatchNorm1d(3)), sf.IF()], "1.module"),
-        "without parameters": (lambda: [sf.OverTime(nn.BatchNorm2d(3, affine=False)), sf.IF(0.3)], "0.module"),
-        "cumulative average": (lambda: [sf.OverTime(nn.BatchNorm2d(3, momentum=None)), sf.IF()], "0.module"),
-        "another momentum and eps": (
-            lambda: [sf.OverTime(nn.BatchNorm2d(3, eps=0.5, momentum=0.7)), sf.IF()],
-            "0.module",
-        ),
-        "batch statistics always": (
-            lambda: [sf.OverTime(nn.BatchNorm2d(3, track_running_stats=False)), sf.IF()],
-            "0.module",
-        ),
-    }),
+    cases(
+        {
+            "batch norm alone over time": (lambda: [conv(3, 3, 3), norm(3), sf.IF()], "1.module"),
+            "convolution and batch norm over time": (
+                lambda: [sf.OverTime(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), sf.LIF(tau=3.0)],
+                "0.module.1",
+            ),
+            "nested in Sequentials": (
+                lambda: [nn.Sequential(conv(3, 3, 3), nn.Sequential(norm(3))), nn.Sequential(sf.IF(), nn.Identity())],
+                "0.1.0.module",
+            ),
+            "deep inside OverTime": (
+                lambda: [
+                    sf.OverTime(nn.Sequential(nn.Identity(), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))),
+                    sf.IF(),
+                ],
+                "0.module.1.1",
+            ),
+            "time second": (lambda: [norm(3), sf.IF(time_dim=1)], "0.module"),
+            "soft reset and delay": (lambda: [norm(3), sf.IF(reset="soft", threshold=0.7, delay=True)], "0.module"),
+            "learned threshold per channel": (
+                lambda: [norm(3), sf.IF(torch.rand(3), learn_threshold=True)],
+                "0.module",
+            ),
+            "buffers per channel": (lambda: [norm(3), sf.LIF(torch.rand(3) + 1.5, torch.rand(3))], "0.module"),
+            "learned tau": (
+                lambda: [norm(3), sf.LIF(2.5, 0.4, learn_tau=True, learn_threshold=True, decay_input=False)],
+                "0.module",
+            ),
+            "3d": (lambda: [nn.Unflatten(4, (1, 5)), sf.OverTime(nn.BatchNorm3d(3)), sf.IF()], "1.module"),
+            "1d of [N, C]": (
+                lambda: [sf.OverTime(nn.Sequential(nn.Flatten(), nn.Linear(75, 6), nn.BatchNorm1d(6))), sf.IF()],
+                "0.module.2",
+            ),
+            "1d of [N, C, L]": (lambda: [nn.Flatten(3), sf.OverTime(nn.BatchNorm1d(3)), sf.IF()], "1.module"),
+            "without parameters": (lambda: [sf.OverTime(nn.BatchNorm2d(3, affine=False)), sf.IF(0.3)], "0.module"),
+            "cumulative average": (lambda: [sf.OverTime(nn.BatchNorm2d(3, momentum=None)), sf.IF()], "0.module"),
+            "another momentum and eps": (
+                lambda: [sf.OverTime(nn.BatchNorm2d(3, eps=0.5, momentum=0.7)), sf.IF()],
+                "0.module",
+            ),
+            "batch statistics always": (
+                lambda: [sf.OverTime(nn.BatchNorm2d(3, track_running_stats=False)), sf.IF()],
+                "0.module",
+            ),
+        }
+    ),
 )
 def test_a_batch_norm_before_a_neuron_in_a_sequential_is_fused_under_its_name(modules, name):
     model = sequential(*modules())
@@ -227,8 +235,13 @@ def test_a_batch_norm_before_a_neuron_in_a_sequential_is_fused_under_its_name(mo
 @pytest.mark.filterwarnings("ignore:the state dict has no metadata")  # plain dicts
 def test_learned_thresholds_and_time_constants_keep_their_keys_and_load_from_old_checkpoints():
     def make():
-        return sequential(norm(3), sf.LIF(torch.rand(3) + 1.5, torch.rand(3), learn_tau=True), nn.Identity(),
-                          norm(3), sf.IF(0.4, learn_threshold=True))  # fmt: skip
+        return sequential(
+            norm(3),
+            sf.LIF(torch.rand(3) + 1.5, torch.rand(3), learn_tau=True),
+            nn.Identity(),
+            norm(3),
+            sf.IF(0.4, learn_threshold=True),
+        )
 
     model = make()
     learned = {name: model.state_dict(keep_vars=True)[name] for name in ("1.tau_logit", "4.threshold")}
@@ -236,8 +249,10 @@ def test_learned_thresholds_and_time_constants_keep_their_keys_and_load_from_old
     assert model[0].module.tau_logit is learned["1.tau_logit"]
     assert model[3].module.threshold is learned["4.threshold"]
     for assign in (False, True):
-        old = {key: torch.rand_like(value) + 1 - 0.4 * assign if value.is_floating_point() else value + 7
-               for key, value in make().state_dict().items()}  # fmt: skip
+        old = {
+            key: torch.rand_like(value) + 1 - 0.4 * assign if value.is_floating_point() else value + 7
+            for key, value in make().state_dict().items()
+        }
         assert not any(model.load_state_dict(old, strict=True, assign=assign))
         assert all(torch.equal(value, old[key]) for key, value in model.state_dict().items())
         plain = make()
@@ -253,8 +268,10 @@ def test_tensors_follow_to_another_dtype_and_load_afterwards():
     model = sequential(norm(3), sf.LIF(torch.rand(3) + 1.5, torch.rand(3)))
     sf.fuse(model)
     model.float()
-    state = {key: torch.rand_like(value) + 1 if value.is_floating_point() else value
-             for key, value in model.state_dict().items()}  # fmt: skip
+    state = {
+        key: torch.rand_like(value) + 1 if value.is_floating_point() else value
+        for key, value in model.state_dict().items()
+    }
     model.load_state_dict(state)
     assert model[0].module.tau.dtype == torch.float32 and torch.equal(model[0].module.tau, state["1.tau"])
     assert model(default_currents().float()).dtype == torch.float32

@@ -27,6 +27,7 @@ import snnfast as sf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+
 @pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS)
 def test_a_batch_norm_before_a_neuron_in_a_forward_is_fused(forward):
     report = fused_like(block(forward), default_currents())

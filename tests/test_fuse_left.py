@@ -45,8 +45,12 @@ def hook(*_):
     return None
 
 
-HOOKS = ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
-         "register_full_backward_pre_hook"]  # fmt: skip
+HOOKS = [
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+]
 
 
 @pytest.mark.parametrize("register", HOOKS)
@@ -91,96 +95,148 @@ def second_batch_norm_name(model):
 
 @pytest.mark.parametrize(
     ("forward", "change", "name", "words"),
-    cases({
-        "one neuron called twice": (
-            lambda self, x: self.sn(self.bn_over_time(self.sn(x))), None, "bn_over_time.module",
-            "'sn' (IF) is shared: it is called at 2 places",
-        ),
-        "one batch norm called twice": (
-            lambda self, x: self.sn(self.bn_over_time(x)) + self.sn_and_more(self.bn_over_time(x)), None,
-            "bn_over_time.module", "is shared: it is called at 2 places",
-        ),
-        "a neuron with two names": (
-            FORWARDS["keywords"], second_name, "bn_over_time.module", "the same object is 'sn', 'again'",
-        ),
-        "a batch norm with two names": (
-            FORWARDS["keywords"], second_batch_norm_name, "bn_over_time.module", "'bn_over_time.module', 'again'",
-        ),
-        "batch for channels": (lambda self, x: self.sn(self.bn(x[0])), None, "bn", "wrongly ordered"),
-        "batch for channels, added": (lambda self, x: self.sn(self.bn(x[0]) + x[0]), None, "bn", "wrongly ordered"),
-        "held over time": (
-            lambda self, x: self.sn(self.bn_over_time(x), steps=4), None, "bn_over_time.module", "dimension 2",
-        ),
-        "neuron first": (
-            lambda self, x: self.conv_over_time(self.bn_over_time(self.sn(x))), None, "bn_over_time.module",
-            "wrong order, it comes after the neuron 'sn'",
-        ),
-        "used elsewhere": (
-            lambda self, x: (lambda y: self.sn(y) + y)(over_time(self, x)), None, "bn_over_time.module",
-            "used at 2 places",
-        ),
-        "relu between": (
-            lambda self, x: self.sn(over_time(self, x).relu()), None, "bn_over_time.module", "goes to 'relu'",
-        ),
-        "alpha": (
-            lambda self, x: self.sn(torch.add(x, over_time(self, x), alpha=2)), None, "bn_over_time.module", "alpha",
-        ),
-        "a number": (lambda self, x: self.sn(over_time(self, x) + 0.1), None, "bn_over_time.module", "a number"),
-        "a parameter": (
-            lambda self, x: self.sn(over_time(self, x) + self.offset), None, "bn_over_time.module", "'offset'",
-        ),
-        "itself": (
-            lambda self, x: (lambda y: self.sn(y + y))(over_time(self, x)), None, "bn_over_time.module", "itself",
-        ),
-        "two additions": (
-            lambda self, x: self.sn(over_time(self, x) + x + x), None, "bn_over_time.module", "second addition",
-        ),
-        "in place into the input": (
-            lambda self, x: self.sn(x.add_(over_time(self, x * 1))), None, "bn_over_time.module",
-            "in place to the argument",
-        ),
-        "channels mixed": (
-            lambda self, x: self.sn(flat(self, x).view(4, 2, -1)), None, "bn", "write unflatten(0, (T, B))",
-        ),
-        "channels doubled": (
-            lambda self, x: (lambda y: self.sn(y.view(2, 2, 6, y.shape[2], y.shape[3])))(flat(self, x)), None, "bn",
-            "write unflatten(0, (T, B))",
-        ),
-        "asked for its shape": (
-            lambda self, x: (lambda y: self.sn(y + x * y.shape[1]))(self.conv_bn_over_time(x)), None,
-            "conv_bn_over_time.module.1", "asked for its shape",
-        ),
-        "a number by training mode": (
-            lambda self, x: self.sn(over_time(self, x) + x * (0.5 if self.training else 2.0)), None,
-            "bn_over_time.module", "reads `training`",
-        ),
-        "its weight read": (
-            lambda self, x: self.sn(over_time(self, x)) * self.bn_over_time.module.weight.sum(), None,
-            "bn_over_time.module", "reads 'bn_over_time.module.weight'",
-        ),
-        "subclass of batch norm": (
-            FORWARDS["keywords"],
-            lambda model: model.__setattr__("bn_over_time", sf.OverTime(OwnBatchNorm(3).double())),
-            "bn_over_time.module", "OwnBatchNorm is a subclass",
-        ),
-        "subclass of a neuron": (
-            FORWARDS["keywords"], lambda model: model.__setattr__("sn", OwnNeuron()), "bn_over_time.module",
-            "OwnNeuron",
-        ),
-        "parametrized": (
-            FORWARDS["keywords"],
-            lambda model: nn.utils.parametrize.register_parametrization(
-                model.bn_over_time.module, "weight", nn.Identity()
+    cases(
+        {
+            "one neuron called twice": (
+                lambda self, x: self.sn(self.bn_over_time(self.sn(x))),
+                None,
+                "bn_over_time.module",
+                "'sn' (IF) is shared: it is called at 2 places",
             ),
-            "bn_over_time.module", "parametrized",
-        ),
-        "weight norm as a hook": (
-            FORWARDS["keywords"],
-            lambda model: model.bn_over_time.module.register_forward_pre_hook(hook),
-            "bn_over_time.module", "a forward pre-hook",
-        ),
-    }),
-)  # fmt: skip
+            "one batch norm called twice": (
+                lambda self, x: self.sn(self.bn_over_time(x)) + self.sn_and_more(self.bn_over_time(x)),
+                None,
+                "bn_over_time.module",
+                "is shared: it is called at 2 places",
+            ),
+            "a neuron with two names": (
+                FORWARDS["keywords"],
+                second_name,
+                "bn_over_time.module",
+                "the same object is 'sn', 'again'",
+            ),
+            "a batch norm with two names": (
+                FORWARDS["keywords"],
+                second_batch_norm_name,
+                "bn_over_time.module",
+                "'bn_over_time.module', 'again'",
+            ),
+            "batch for channels": (lambda self, x: self.sn(self.bn(x[0])), None, "bn", "wrongly ordered"),
+            "batch for channels, added": (lambda self, x: self.sn(self.bn(x[0]) + x[0]), None, "bn", "wrongly ordered"),
+            "held over time": (
+                lambda self, x: self.sn(self.bn_over_time(x), steps=4),
+                None,
+                "bn_over_time.module",
+                "dimension 2",
+            ),
+            "neuron first": (
+                lambda self, x: self.conv_over_time(self.bn_over_time(self.sn(x))),
+                None,
+                "bn_over_time.module",
+                "wrong order, it comes after the neuron 'sn'",
+            ),
+            "used elsewhere": (
+                lambda self, x: (lambda y: self.sn(y) + y)(over_time(self, x)),
+                None,
+                "bn_over_time.module",
+                "used at 2 places",
+            ),
+            "relu between": (
+                lambda self, x: self.sn(over_time(self, x).relu()),
+                None,
+                "bn_over_time.module",
+                "goes to 'relu'",
+            ),
+            "alpha": (
+                lambda self, x: self.sn(torch.add(x, over_time(self, x), alpha=2)),
+                None,
+                "bn_over_time.module",
+                "alpha",
+            ),
+            "a number": (lambda self, x: self.sn(over_time(self, x) + 0.1), None, "bn_over_time.module", "a number"),
+            "a parameter": (
+                lambda self, x: self.sn(over_time(self, x) + self.offset),
+                None,
+                "bn_over_time.module",
+                "'offset'",
+            ),
+            "itself": (
+                lambda self, x: (lambda y: self.sn(y + y))(over_time(self, x)),
+                None,
+                "bn_over_time.module",
+                "itself",
+            ),
+            "two additions": (
+                lambda self, x: self.sn(over_time(self, x) + x + x),
+                None,
+                "bn_over_time.module",
+                "second addition",
+            ),
+            "in place into the input": (
+                lambda self, x: self.sn(x.add_(over_time(self, x * 1))),
+                None,
+                "bn_over_time.module",
+                "in place to the argument",
+            ),
+            "channels mixed": (
+                lambda self, x: self.sn(flat(self, x).view(4, 2, -1)),
+                None,
+                "bn",
+                "write unflatten(0, (T, B))",
+            ),
+            "channels doubled": (
+                lambda self, x: (lambda y: self.sn(y.view(2, 2, 6, y.shape[2], y.shape[3])))(flat(self, x)),
+                None,
+                "bn",
+                "write unflatten(0, (T, B))",
+            ),
+            "asked for its shape": (
+                lambda self, x: (lambda y: self.sn(y + x * y.shape[1]))(self.conv_bn_over_time(x)),
+                None,
+                "conv_bn_over_time.module.1",
+                "asked for its shape",
+            ),
+            "a number by training mode": (
+                lambda self, x: self.sn(over_time(self, x) + x * (0.5 if self.training else 2.0)),
+                None,
+                "bn_over_time.module",
+                "reads `training`",
+            ),
+            "its weight read": (
+                lambda self, x: self.sn(over_time(self, x)) * self.bn_over_time.module.weight.sum(),
+                None,
+                "bn_over_time.module",
+                "reads 'bn_over_time.module.weight'",
+            ),
+            "subclass of batch norm": (
+                FORWARDS["keywords"],
+                lambda model: model.__setattr__("bn_over_time", sf.OverTime(OwnBatchNorm(3).double())),
+                "bn_over_time.module",
+                "OwnBatchNorm is a subclass",
+            ),
+            "subclass of a neuron": (
+                FORWARDS["keywords"],
+                lambda model: model.__setattr__("sn", OwnNeuron()),
+                "bn_over_time.module",
+                "OwnNeuron",
+            ),
+            "parametrized": (
+                FORWARDS["keywords"],
+                lambda model: nn.utils.parametrize.register_parametrization(
+                    model.bn_over_time.module, "weight", nn.Identity()
+                ),
+                "bn_over_time.module",
+                "parametrized",
+            ),
+            "weight norm as a hook": (
+                FORWARDS["keywords"],
+                lambda model: model.bn_over_time.module.register_forward_pre_hook(hook),
+                "bn_over_time.module",
+                "a forward pre-hook",
+            ),
+        }
+    ),
+)
 def test_what_does_not_fit_is_left_and_named_with_the_reason(forward, change, name, words):
     model = block(forward)
     if change is not None:
@@ -188,8 +244,11 @@ def test_what_does_not_fit_is_left_and_named_with_the_reason(forward, change, na
     assert words in reason(left_like(model, default_currents()), name)
 
 
-@pytest.mark.parametrize("write", [lambda z: z.mul_(2), lambda z: nn.functional.relu(z, inplace=True),
-                                   nn.ReLU(inplace=True)], ids=["method", "function", "module"])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [lambda z: z.mul_(2), lambda z: nn.functional.relu(z, inplace=True), nn.ReLU(inplace=True)],
+    ids=["method", "function", "module"],
+)
 def test_nothing_may_be_written_to_the_batch_norms_input_before_the_neuron_runs(write):
     def forward(self, x):
         y = x * 1

@@ -166,10 +166,26 @@ def starred_whole_size(self, x):
     return self.sn(self.bn(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])).view(x.size(0), -1, *x.size()[2:]))
 
 
-RESHAPES = [starred, starred_from_the_input, starred_after_the_channels, starred_whole, starred_whole_size,
-            written_out, written_with_minus_one, by_parts_of_the_shape, pooled, tokens, tokens_stay, channels_last,
-            turned_after_unflatten, turned_by_names, channels_mixed, viewed_afterwards, added,
-            added_before]  # fmt: skip
+RESHAPES = [
+    starred,
+    starred_from_the_input,
+    starred_after_the_channels,
+    starred_whole,
+    starred_whole_size,
+    written_out,
+    written_with_minus_one,
+    by_parts_of_the_shape,
+    pooled,
+    tokens,
+    tokens_stay,
+    channels_last,
+    turned_after_unflatten,
+    turned_by_names,
+    channels_mixed,
+    viewed_afterwards,
+    added,
+    added_before,
+]
 OTHERS = {
     "contiguous after OverTime": lambda self, x: self.sn(self.bn_over_time(x).contiguous()),
     "contiguous after OverTime, added": lambda self, x: self.sn((self.bn_over_time(x).contiguous() + x).contiguous()),
@@ -267,19 +283,21 @@ def added_to_what_is_turned(self, x):
 
 @pytest.mark.parametrize(
     ("forward", "words"),
-    cases({
-        "numbers": (guessed, "write unflatten(0, (T, B))"),
-        "arguments": (given, "write unflatten(0, (T, B))"),
-        "computed": (of_another, "write unflatten(0, (T, B))"),
-        "the batch turned": (batch_turned, "goes to 'transpose'"),
-        "turned, of an unknown rank": (turned_by_an_unknown_rank, "goes to 'transpose'"),
-        "a shape changed in place": (shape_changed_in_place, "write unflatten(0, (T, B))"),
-        "held": (held_and_turned, "'transpose' rearranges its output"),
-        "a ReLU": (rectified, "goes to 'relu'"),
-        "used at two places": (used_twice, "used at 2 places"),
-        "added to what is turned": (added_to_what_is_turned, "the addition comes after dimensions were rearranged"),
-    }),
-)  # fmt: skip
+    cases(
+        {
+            "numbers": (guessed, "write unflatten(0, (T, B))"),
+            "arguments": (given, "write unflatten(0, (T, B))"),
+            "computed": (of_another, "write unflatten(0, (T, B))"),
+            "the batch turned": (batch_turned, "goes to 'transpose'"),
+            "turned, of an unknown rank": (turned_by_an_unknown_rank, "goes to 'transpose'"),
+            "a shape changed in place": (shape_changed_in_place, "write unflatten(0, (T, B))"),
+            "held": (held_and_turned, "'transpose' rearranges its output"),
+            "a ReLU": (rectified, "goes to 'relu'"),
+            "used at two places": (used_twice, "used at 2 places"),
+            "added to what is turned": (added_to_what_is_turned, "the addition comes after dimensions were rearranged"),
+        }
+    ),
+)
 def test_what_is_not_certain_to_unfold_time_and_batch_is_left_and_named(forward, words):
     model = with_more(forward)
     report = left_like(model, default_currents())
@@ -398,11 +416,14 @@ x.repeat(*x.shape[:1], 1, 1, 1, 1)
 @pytest.mark.parametrize("written", WRITTEN)
 def test_no_way_to_write_a_reshape_confuses_the_rest_of_a_forward(written):
     space = {"torch": torch, "nn": nn}
-    exec(f"""def forward(self, x):
+    exec(
+        f"""def forward(self, x):
     T, B, C, H, W = x.shape
     y = self.bn(self.conv(x.flatten(0, 1))).reshape(T, B, C, H, W)
     z = {written}
-    return self.sn(y) + z.mean()""", space)
+    return self.sn(y) + z.mean()""",
+        space,
+    )
     try:
         block(space["forward"])(default_currents())
     except Exception as error:

@@ -100,8 +100,20 @@ class InLists(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("kind", [AsksForATensor, AsksBetween, AsksForGradients, AsksAChild, AddsANumber,
-                                  AddsWhatIsBroadcast, AddsBeforeUnflatten, AddsToWhatIsHeld, InLists])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AsksForATensor,
+        AsksBetween,
+        AsksForGradients,
+        AsksAChild,
+        AddsANumber,
+        AddsWhatIsBroadcast,
+        AddsBeforeUnflatten,
+        AddsToWhatIsHeld,
+        InLists,
+    ],
+)
 def test_results_stay_as_they_were(kind):
     torch.manual_seed(0)
     model = unlike_the_defaults(kind().double())

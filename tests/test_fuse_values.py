@@ -97,7 +97,7 @@ REFUSED = {
     "a copy": lambda x, c: x + copy.copy(x.detach()),
     "an attribute set": lambda x, c: (setattr(x, "data", x.data * 2), x)[1],
     "a class pattern": lambda x, c: by_pattern(x),
-}  # fmt: skip
+}
 
 
 def by_pattern(x):

@@ -240,7 +240,9 @@ def test_what_is_wrong_in_imagenettes_folders_is_named(damage: str, imagenette_f
 
 def test_a_folder_without_imagenette_says_where_it_comes_from(tmp_path: Path) -> None:
     pytest.importorskip("PIL", reason="Pillow is not installed")
-    with pytest.raises(DataError, match=r"no train/n01440764, .* and 10 more in .*https://github.com/fastai/imagenette"):
+    with pytest.raises(
+        DataError, match=r"no train/n01440764, .* and 10 more in .*https://github.com/fastai/imagenette"
+    ):
         load("imagenette", tmp_path)
 
 

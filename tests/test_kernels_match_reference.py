@@ -6,15 +6,7 @@ import itertools
 
 import pytest
 import torch
-from configurations import (
-    CONFIGURATIONS,
-    OPTIONS,
-    error,
-    make_case,
-    possible,
-    run,
-    table_gradients_in_float64,
-)
+from configurations import CONFIGURATIONS, OPTIONS, error, make_case, possible, run, table_gradients_in_float64
 
 import snnfast as sf
 

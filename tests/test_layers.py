@@ -58,8 +58,16 @@ def test_each_call_of_a_stateless_layer_starts_at_rest():
 def test_repr_shows_the_dynamics():
     assert repr(sf.IF()) == "IF(threshold=1.0, reset='hard', surrogate=FastSigmoid(gamma=10.0, beta=1.0))"
     text = repr(sf.LIF(3.0, 0.5, reset="soft", surrogate=Triangle(), detach_reset=True, delay=True, time_dim=1))
-    for part in ("tau=3.0", "decay_input=True", "threshold=0.5", "'soft'", "Triangle(gamma=1.0, beta=1.0)",
-                 "detach_reset=True", "delay=True", "time_dim=1"):  # fmt: skip
+    for part in (
+        "tau=3.0",
+        "decay_input=True",
+        "threshold=0.5",
+        "'soft'",
+        "Triangle(gamma=1.0, beta=1.0)",
+        "detach_reset=True",
+        "delay=True",
+        "time_dim=1",
+    ):
         assert part in text
     text = repr(sf.LIF(4.0, torch.ones(7), learn_tau=True, learn_threshold=True, carry_state=True))
     for part in ("tau=4", "learn_tau=True", "tensor of shape [7]", "learn_threshold=True", "carry_state=True"):
@@ -160,9 +168,17 @@ def test_an_extreme_time_constant_gives_finite_results(logit):
 
 @pytest.mark.parametrize(
     ("tau", "dtype"),
-    [(200.0, torch.bfloat16), (2000.0, torch.float16), (3e4, torch.float16), (1e8, torch.float32),
-     (1e30, torch.float32), (1 + 1e-6, torch.float32), (1 + 1e-12, torch.float64), (1e300, torch.float64)],
-)  # fmt: skip
+    [
+        (200.0, torch.bfloat16),
+        (2000.0, torch.float16),
+        (3e4, torch.float16),
+        (1e8, torch.float32),
+        (1e30, torch.float32),
+        (1 + 1e-6, torch.float32),
+        (1 + 1e-12, torch.float64),
+        (1e300, torch.float64),
+    ],
+)
 def test_a_learned_tau_of_any_size_is_kept_and_learns(tau, dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -200,9 +216,15 @@ def test_one_value_per_channel_is_what_each_channel_gets():
 def test_an_assigned_option_takes_effect_at_once():
     x = currents(6, 4, 3)
     assigned = {
-        "threshold": 0.4, "tau": 5.0, "reset": "soft", "detach_reset": True, "fire_on_equal": True,
-        "surrogate": Triangle(gamma=0.5), "delay": True, "decay_input": False,
-    }  # fmt: skip
+        "threshold": 0.4,
+        "tau": 5.0,
+        "reset": "soft",
+        "detach_reset": True,
+        "fire_on_equal": True,
+        "surrogate": Triangle(gamma=0.5),
+        "delay": True,
+        "decay_input": False,
+    }
     layer = sf.LIF()
     for name, value in assigned.items():
         setattr(layer, name, value)

@@ -35,8 +35,13 @@ def view_of(recipe, values: torch.Tensor) -> torch.Tensor:
     return view
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, database=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+@settings(
+    max_examples=250,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     recipe=views(),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
@@ -124,10 +129,16 @@ def test_no_neurons_with_tables_held_and_in_layers():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [((4, 0, 3), {}), ((4, 5, 0), {}), ((4, 5, 0), {"time_dim": 1}), ((4, 5, 3, 0), {"reset": "soft"}),
-     ((0, 3), {"steps": 4}), ((5, 0), {"steps": 4})],
+    [
+        ((4, 0, 3), {}),
+        ((4, 5, 0), {}),
+        ((4, 5, 0), {"time_dim": 1}),
+        ((4, 5, 3, 0), {"reset": "soft"}),
+        ((0, 3), {"steps": 4}),
+        ((5, 0), {"steps": 4}),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_no_neurons_of_a_batch_norm_give_an_empty_result_and_leave_its_statistics(shape, options, training):
     options = dict(options)
     steps = options.pop("steps", None)

@@ -84,11 +84,7 @@ def test_nothing_is_left_to_learn_once_the_target_is_reached(reached):
 
 
 def test_gradients_flow_through_the_potentials_only():
-    calls = {
-        losses.spike_train_loss: (7, 3),
-        losses.van_rossum_loss: (7, 3),
-        losses.spike_count_loss: (3,),
-    }
+    calls = {losses.spike_train_loss: (7, 3), losses.van_rossum_loss: (7, 3), losses.spike_count_loss: (3,)}
     for loss, shape in calls.items():
         spikes, potential, _ = drawn(7, 3)
         spikes.requires_grad_()
@@ -123,10 +119,14 @@ def test_modules_are_their_functions():
     pairs = [
         (losses.SpikeTrainLoss(reduction="sum"), losses.spike_train_loss, target, {"reduction": "sum"}),
         (losses.VanRossumLoss(tau=3.0), losses.van_rossum_loss, target, {"tau": 3.0}),
-        (losses.VanRossumLoss(kernel=kernel, reduction="none"), losses.van_rossum_loss, target,
-         {"kernel": kernel, "reduction": "none"}),
+        (
+            losses.VanRossumLoss(kernel=kernel, reduction="none"),
+            losses.van_rossum_loss,
+            target,
+            {"kernel": kernel, "reduction": "none"},
+        ),
         (losses.SpikeCountLoss(count=3), losses.spike_count_loss, target[0], {"count": 3}),
-    ]  # fmt: skip
+    ]
     for module, function, wanted, options in pairs:
         assert torch.equal(module(spikes, potential, wanted), function(spikes, potential, wanted, **options))
 

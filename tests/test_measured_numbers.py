@@ -116,8 +116,11 @@ def test_a_prefix_of_data_parallel_may_be_taken_off() -> None:
     assert_the_same(model, new)
 
 
-@pytest.mark.parametrize("wrap", [checkpoint_wrapper, lambda m: torch.compile(m, backend="eager")],
-                         ids=["activation checkpointing", "compiled"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [checkpoint_wrapper, lambda m: torch.compile(m, backend="eager")],
+    ids=["activation checkpointing", "compiled"],
+)
 def test_modules_around_a_layer_keep_nothing_from_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model, new = measured(), plain()
     model[1].surrogate = Triangle(gamma=3.0)
@@ -132,8 +135,9 @@ def test_modules_around_a_layer_keep_nothing_from_it(wrap: Callable[[nn.Module],
     for network in (new, wrapped):
         assert thresholds(network) == thresholds(model)
         assert [m.surrogate for m in network.modules() if isinstance(m, sf.IF | sf.LIF)] == [
-            Triangle(gamma=3.0), FastSigmoid()
-        ]  # fmt: skip
+            Triangle(gamma=3.0),
+            FastSigmoid(),
+        ]
 
 
 def test_a_layer_alone_holds_its_threshold() -> None:

@@ -31,10 +31,17 @@ class Block(nn.Module):
 def network(**options) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        sf.OverTime(nn.Conv2d(2, 8, 3, padding=1)), sf.IF(reset="soft", **options), Block(8),
-        sf.OverTime(nn.MaxPool2d(2)), Block(8), sf.OverTime(nn.Sequential(nn.Flatten(), nn.Linear(8 * 16, 6))),
-        sf.IF(0.2, surrogate=sf.surrogate.Triangle()), nn.Dropout(0.5), nn.Linear(6, 3), sf.Readout("mean"),
-    )  # fmt: skip
+        sf.OverTime(nn.Conv2d(2, 8, 3, padding=1)),
+        sf.IF(reset="soft", **options),
+        Block(8),
+        sf.OverTime(nn.MaxPool2d(2)),
+        Block(8),
+        sf.OverTime(nn.Sequential(nn.Flatten(), nn.Linear(8 * 16, 6))),
+        sf.IF(0.2, surrogate=sf.surrogate.Triangle()),
+        nn.Dropout(0.5),
+        nn.Linear(6, 3),
+        sf.Readout("mean"),
+    )
 
 
 def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -77,7 +84,8 @@ def models() -> dict:
         "bfloat16": (network().bfloat16(), images(torch.bfloat16)),
         "carrying state": (network(carry_state=True), images()),
         "many steps": (
-            nn.Sequential(sf.IF(), nn.Linear(7, 5), sf.LIF(2.0, 0.1), nn.Linear(5, 2)), torch.randn(40, 3, 7)
+            nn.Sequential(sf.IF(), nn.Linear(7, 5), sf.LIF(2.0, 0.1), nn.Linear(5, 2)),
+            torch.randn(40, 3, 7),
         ),
         "frozen": (network().requires_grad_(False), images().requires_grad_()),
         "without snnfast": (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)), torch.randn(9, 6)),

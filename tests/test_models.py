@@ -20,15 +20,24 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def narrow(
-    blocks, num_classes=10, in_channels=3, *, stem="3x3", hidden=None, activation="if", batch_norm=True, steps=10,
-    **neuron
-):  # fmt: skip
+    blocks,
+    num_classes=10,
+    in_channels=3,
+    *,
+    stem="3x3",
+    hidden=None,
+    activation="if",
+    batch_norm=True,
+    steps=10,
+    **neuron,
+):
     """A ResNet of the given blocks with the stem and readout of the named ones, and few channels."""
     made = models.Activation(activation, batch_norm, neuron)
     first, pool = (
-        (nn.Conv2d(in_channels, 6, 7, 2, 3), nn.MaxPool2d(3, 2, 1)) if stem == "7x7"
+        (nn.Conv2d(in_channels, 6, 7, 2, 3), nn.MaxPool2d(3, 2, 1))
+        if stem == "7x7"
         else (nn.Conv2d(in_channels, 6, 3, 1, 1), nn.AvgPool2d(2))
-    )  # fmt: skip
+    )
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()) if hidden is None else nn.Identity()
     return models.ResNet(first, pool, blocks, hidden, head, num_classes, made, steps)
 
@@ -373,9 +382,10 @@ def test_a_width_of_zero_is_refused_by_name(name):
 
 
 def test_takes_says_which_options_are_a_networks_own():
-    taking = {option: [name for name in models.names() if models.takes(name, option)] for option in (
-        "steps", "image_size", "width", "layers", "stem", "batch_norm", "widths",
-    )}  # fmt: skip
+    taking = {
+        option: [name for name in models.names() if models.takes(name, option)]
+        for option in ("steps", "image_size", "width", "layers", "stem", "batch_norm", "widths")
+    }
     assert taking == {
         "steps": list(models.names()),
         "image_size": ["digits", "mnist_net", "plain_net", "resnet11"],

@@ -12,8 +12,10 @@ import snnfast as sf
 from snnfast import backends
 from snnfast import surrogate as shapes
 
-SURROGATES = [getattr(shapes, name)() for name in
-              ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian")]  # fmt: skip
+SURROGATES = [
+    getattr(shapes, name)()
+    for name in ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian")
+]
 surrogates = pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
 RESETS = list(itertools.product(["hard", "soft"], [True, False]))
 resets = pytest.mark.parametrize(("reset", "detached"), RESETS)
@@ -90,9 +92,14 @@ def test_an_infinite_threshold_never_fires_and_makes_no_nan(kernels, surrogate, 
     for leaky, fire_on_equal in itertools.product([False, True], repeat=2):
         call = sf.functional.leaky_integrate_and_fire if leaky else sf.functional.integrate_and_fire
         spikes, v_last, potential = call(
-            x, threshold=threshold, surrogate=surrogate, reset=reset, detach_reset=detached,
-            fire_on_equal=fire_on_equal, return_potential=True,
-        )  # fmt: skip
+            x,
+            threshold=threshold,
+            surrogate=surrogate,
+            reset=reset,
+            detach_reset=detached,
+            fire_on_equal=fire_on_equal,
+            return_potential=True,
+        )
         assert spikes.abs().sum() == 0 and v_last.isfinite().all() and potential.isfinite().all()
         (gradient,) = torch.autograd.grad(spikes.sum() + v_last.sum() + potential.sum(), x)
         # Only the potentials carry a gradient: of an IF neuron each current has 1 for itself and all that follow.

@@ -50,11 +50,15 @@ def test_any_shape_of_current_takes_one_element(shape):
         assert ours.shape == (1,) and torch.equal(ours.grad, theirs.grad.view(1)) and ours.grad != 0
 
 
-@pytest.mark.parametrize("make", [
-    lambda t: sf.BatchNormIF(3, threshold=t - 1.5, learn_threshold=True),
-    lambda t: sf.BatchNormLIF(3, threshold=t - 1.5, learn_threshold=True, tau=t, learn_tau=True),
-    lambda t: sf.BatchNormLIF(3, threshold=torch.tensor([0.2, 0.4, 0.6]), tau=t, learn_tau=True),
-], ids=["IF", "LIF", "LIF, thresholds per channel"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: sf.BatchNormIF(3, threshold=t - 1.5, learn_threshold=True),
+        lambda t: sf.BatchNormLIF(3, threshold=t - 1.5, learn_threshold=True, tau=t, learn_tau=True),
+        lambda t: sf.BatchNormLIF(3, threshold=torch.tensor([0.2, 0.4, 0.6]), tau=t, learn_tau=True),
+    ],
+    ids=["IF", "LIF", "LIF, thresholds per channel"],
+)
 @pytest.mark.parametrize("held", [False, True], ids=["over time", "held"])
 def test_a_fused_batch_norm_takes_one_element(make, held):
     x, one, none = currents(5, 4, 3, 2), make(torch.tensor([2.0])), make(torch.tensor(2.0))

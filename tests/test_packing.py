@@ -115,8 +115,11 @@ def test_layers_that_save_spikes_keep_a_bit_for_each(layer, dtype):
     def forward():
         s = sf.IF(0.3)(x)
         y = layer(s, weights)
-        used[:] = [w for w in weights.values() if torch.autograd.grad(y.sum(), w, allow_unused=True,
-                                                                     retain_graph=True)[0] is not None]  # fmt: skip
+        used[:] = [
+            w
+            for w in weights.values()
+            if torch.autograd.grad(y.sum(), w, allow_unused=True, retain_graph=True)[0] is not None
+        ]
         return y
 
     forward()
@@ -126,8 +129,9 @@ def test_layers_that_save_spikes_keep_a_bit_for_each(layer, dtype):
     assert packed.saved_changed == packed.saved_copied == 0
 
 
-@pytest.mark.parametrize("make", [sf.IF, sf.LIF, lambda **o: sf.IF(reset="soft", delay=True, **o)],
-                         ids=["IF", "LIF", "soft IF, delayed"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make", [sf.IF, sf.LIF, lambda **o: sf.IF(reset="soft", delay=True, **o)], ids=["IF", "LIF", "soft IF, delayed"]
+)
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "permuted", "time second", "held", "sliced"])
 def test_spikes_of_every_layer_and_layout_are_packed(make, layout):
     x, options, steps = currents(), {}, None
@@ -351,8 +355,14 @@ def test_the_resident_memory_of_six_blocks_is_what_is_said_to_be_kept():
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "LD_PRELOAD": ""}
     found = {}
     for mode in ("whole", "packed"):
-        done = subprocess.run([sys.executable, "-P", "-c", RESIDENT, mode], cwd="/", env=environment,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", RESIDENT, mode],
+            cwd="/",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         found[mode] = [int(number) for number in done.stdout.split()]
     resident, kept = found["packed"]

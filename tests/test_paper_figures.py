@@ -126,7 +126,7 @@ def test_figure_4_verdicts_are_on_the_last_tenth_and_the_end() -> None:
 def test_figure_5_has_every_network_and_more_seeds_where_it_judges() -> None:
     settings = fig5.Settings(
         **IMAGES, model="plain_net", options={"width": 2}, training=TRAINING, layers=(3, 9), seeds=1, judged_seeds=2
-    )  # fmt: skip
+    )
     outcome = fig5.measure(settings, CONTEXT)
     found = columns(outcome.tables[0])
     assert found["layers"] == [3] * 3 + [9] * 5
@@ -142,8 +142,9 @@ def test_figure_5_has_every_network_and_more_seeds_where_it_judges() -> None:
 def test_figure_5_goes_on_where_the_range_test_finds_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     # As with 13 layers and γ = 100: the figure is to show that such a network does not learn.
     monkeypatch.setattr(tuning, "lr_range_test", lambda *args, **options: SimpleNamespace(suggestion=None))
-    settings = fig5.Settings(**IMAGES, model="plain_net", options={"width": 2}, layers=(3,), seeds=1,
-                             training={**TRAINING, "lr": "find"})  # fmt: skip
+    settings = fig5.Settings(
+        **IMAGES, model="plain_net", options={"width": 2}, layers=(3,), seeds=1, training={**TRAINING, "lr": "find"}
+    )
     outcome = fig5.measure(settings, CONTEXT)
     assert columns(outcome.tables[0])["learning rate"] == [fig5.NO_RATE] * 3
     assert any("no rate" in note and "3 layers, SNN, γ = 100, seed 0" in note for note in outcome.notes)
@@ -168,7 +169,7 @@ def test_figure_5_verdicts(tuned: list[float], fixed: list[float], shown: bool) 
 def test_figure_6_has_every_count_and_seed() -> None:
     settings = fig6.Settings(
         **IMAGES, model="plain_net", options={"width": 2}, training=TRAINING, trained=(2, 3), counts=(1, 2, 5), seeds=2
-    )  # fmt: skip
+    )
     outcome = fig6.measure(settings, CONTEXT)
     found = columns(outcome.tables[0])
     assert found["inference steps"] == [1, 2, 3, 4, 5, 6] * 4
@@ -188,8 +189,9 @@ def test_figure_6_verdicts_and_maximum() -> None:
 
 
 def test_table_1_has_the_papers_rows_and_ours() -> None:
-    settings = table1.Settings(**IMAGES, model="plain_net", options=PLAIN, training=TRAINING, steps=2, evaluated=4,
-                               counts=(1, 3))  # fmt: skip
+    settings = table1.Settings(
+        **IMAGES, model="plain_net", options=PLAIN, training=TRAINING, steps=2, evaluated=4, counts=(1, 3)
+    )
     outcome = table1.measure(settings, CONTEXT)
     found = columns(outcome.tables[0])
     assert found["accuracy"][:4] == [97.2, 98.6, 99.59, 99.40]
@@ -203,9 +205,17 @@ def test_table_1_has_the_papers_rows_and_ours() -> None:
 
 
 MINIATURE = comparison.Settings(
-    **IMAGES, model="plain_net", options=PLAIN, training=TRAINING, steps=3, evaluated=4, trained_counts=(1, 2),
-    converted_counts=(1, 8), calibration=(20, 5), converted_test=20,
-)  # fmt: skip
+    **IMAGES,
+    model="plain_net",
+    options=PLAIN,
+    training=TRAINING,
+    steps=3,
+    evaluated=4,
+    trained_counts=(1, 2),
+    converted_counts=(1, 8),
+    calibration=(20, 5),
+    converted_test=20,
+)
 
 
 @pytest.fixture(scope="module")
@@ -284,8 +294,9 @@ def test_the_claim_on_steps() -> None:
     assert comparison.steps_verdict(trained, {1: 0.5, 300: 0.2}, "net", 10).shown
 
 
-def test_claims_gathers_what_other_experiments_found(measured: comparison.Measured, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_claims_gathers_what_other_experiments_found(
+    measured: comparison.Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(comparison, "measure", lambda settings, context: measured)
     empty = {"title": "", "place": "", "notes": [], "tables": [], "plots": []}
     for name, scale, shown in (("fig3", "small", True), ("fig4", "full", True), ("fig5", "small", False)):

@@ -98,9 +98,12 @@ RESETS = [("hard", 0.0), ("hard", -0.1), ("soft", 0.0)]
 def test_our_if_is_spikingjellys(spikingjelly, name, ours):
     for (reset, value), detached in itertools.product(RESETS, [True, False]):
         node = spikingjelly.neuron.IFNode(
-            v_threshold=0.9, v_reset=value if reset == "hard" else None, detach_reset=detached, step_mode="m",
+            v_threshold=0.9,
+            v_reset=value if reset == "hard" else None,
+            detach_reset=detached,
+            step_mode="m",
             surrogate_function=getattr(spikingjelly.surrogate, name)(alpha=ALPHA),
-        )  # fmt: skip
+        )
         layer = sf.IF(0.9, reset=reset, reset_value=value, surrogate=ours, detach_reset=detached, fire_on_equal=True)
         compare(layer, node)
 
@@ -111,11 +114,24 @@ def test_our_lif_is_spikingjellys(spikingjelly, tau, decay_input):
     threshold = {1.5: 0.6, 2.0: 0.5, 20.0: 0.05}[tau] if decay_input else 0.9
     for (reset, value), detached in itertools.product(RESETS, [True, False]):
         node = spikingjelly.neuron.LIFNode(
-            tau=tau, decay_input=decay_input, v_threshold=threshold, v_reset=value if reset == "hard" else None,
-            detach_reset=detached, step_mode="m", surrogate_function=spikingjelly.surrogate.Sigmoid(alpha=ALPHA),
-        )  # fmt: skip
-        layer = sf.LIF(tau, threshold, decay_input=decay_input, reset=reset, reset_value=value, detach_reset=detached,
-                       fire_on_equal=True, surrogate=Sigmoid(gamma=ALPHA, beta=ALPHA))  # fmt: skip
+            tau=tau,
+            decay_input=decay_input,
+            v_threshold=threshold,
+            v_reset=value if reset == "hard" else None,
+            detach_reset=detached,
+            step_mode="m",
+            surrogate_function=spikingjelly.surrogate.Sigmoid(alpha=ALPHA),
+        )
+        layer = sf.LIF(
+            tau,
+            threshold,
+            decay_input=decay_input,
+            reset=reset,
+            reset_value=value,
+            detach_reset=detached,
+            fire_on_equal=True,
+            surrogate=Sigmoid(gamma=ALPHA, beta=ALPHA),
+        )
         compare(layer, node)
 
 
@@ -131,8 +147,12 @@ def test_a_spike_at_exactly_the_threshold_is_spikingjellys_too(spikingjelly):
 def test_our_if_is_snntorchs_without_leak(snntorch, reset):
     from snntorch import surrogate
 
-    cell = snntorch.Leaky(beta=1.0, threshold=1.0, spike_grad=surrogate.fast_sigmoid(slope=25),
-                          reset_mechanism="zero" if reset == "hard" else "subtract").double()  # fmt: skip
+    cell = snntorch.Leaky(
+        beta=1.0,
+        threshold=1.0,
+        spike_grad=surrogate.fast_sigmoid(slope=25),
+        reset_mechanism="zero" if reset == "hard" else "subtract",
+    ).double()
 
     def loop(current):
         potential, spikes = torch.zeros_like(current[0]), []

@@ -19,13 +19,20 @@ OPTIONS = {
     "learned numbers": {"threshold": 0.4, "learn_threshold": True, "tau": 3.0, "learn_tau": True},
     "tensors of one element": {"threshold": torch.tensor([0.4]), "tau": torch.tensor(3.0)},
     "learned tensors of one element": {
-        "threshold": torch.tensor(0.4), "learn_threshold": True, "tau": torch.tensor([3.0]), "learn_tau": True,
+        "threshold": torch.tensor(0.4),
+        "learn_threshold": True,
+        "tau": torch.tensor([3.0]),
+        "learn_tau": True,
     },
     "per channel": {"threshold": CHANNELS, "tau": CHANNELS + 1},
     "learned per channel": {
-        "threshold": CHANNELS, "learn_threshold": True, "tau": CHANNELS + 1, "learn_tau": True, "reset": "soft",
+        "threshold": CHANNELS,
+        "learn_threshold": True,
+        "tau": CHANNELS + 1,
+        "learn_tau": True,
+        "reset": "soft",
     },
-}  # fmt: skip
+}
 MAKERS = [sf.IF, sf.LIF, sf.BatchNormIF, sf.BatchNormLIF]
 makers = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 kinds = pytest.mark.parametrize("kind", OPTIONS)

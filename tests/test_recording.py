@@ -306,8 +306,10 @@ def names_in_profile(run) -> set[str]:
     return {event.key for event in profile.key_averages()}
 
 
-WATCHED = [("IF", "integrate_forward", "integrate_backward"),
-           ("BatchNormIF", "normalized_forward", "normalized_backward")]  # fmt: skip
+WATCHED = [
+    ("IF", "integrate_forward", "integrate_backward"),
+    ("BatchNormIF", "normalized_forward", "normalized_backward"),
+]
 
 
 @pytest.mark.parametrize(("name", "forward", "backward"), WATCHED, ids=["IF", "BatchNormIF"])

@@ -39,8 +39,26 @@ SETTINGS = [(10.0, 1.0), (0.125, 3.0), (8.0, 0.5), (2.5, 1e-3), (300.0, 7.0)]
 def grid(dtype: torch.dtype) -> torch.Tensor:
     """d: zero, tiny, ordinary, the corners of the bounded shapes, huge and infinite, both signs; an odd number."""
     largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).tiny
-    magnitudes = [smallest, 1e-30, 1e-10, 1e-3, 1 / 299, 0.125, 0.126, 0.41, 8.0, 8.01, 50.0, 1e4, 1e10, 1e19, 1e30,
-                  largest / 2, largest, math.inf]  # fmt: skip
+    magnitudes = [
+        smallest,
+        1e-30,
+        1e-10,
+        1e-3,
+        1 / 299,
+        0.125,
+        0.126,
+        0.41,
+        8.0,
+        8.01,
+        50.0,
+        1e4,
+        1e10,
+        1e19,
+        1e30,
+        largest / 2,
+        largest,
+        math.inf,
+    ]
     d = torch.cat([torch.tensor(magnitudes, dtype=torch.float64), torch.linspace(0.001, 20, 250, dtype=torch.float64)])
     return torch.cat([d, -d, torch.zeros(1, dtype=torch.float64)]).to(dtype)
 

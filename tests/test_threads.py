@@ -74,8 +74,14 @@ def inputs(sizes: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # Every size in float32, and every dtype.
-RUNS = [("long rows", torch.float32), ("short rows", torch.float32), ("batch sliced", torch.float32),
-        ("long rows", torch.float64), ("short rows", torch.bfloat16), ("batch sliced", torch.float16)]  # fmt: skip
+RUNS = [
+    ("long rows", torch.float32),
+    ("short rows", torch.float32),
+    ("batch sliced", torch.float32),
+    ("long rows", torch.float64),
+    ("short rows", torch.bfloat16),
+    ("batch sliced", torch.float16),
+]
 runs = pytest.mark.parametrize(("sizes", "dtype"), RUNS, ids=lambda v: str(v))
 
 

@@ -37,8 +37,12 @@ def test_no_step_is_taken_after_the_last_and_the_first_finds_the_rate() -> None:
 def test_a_given_model_is_trained_and_the_random_state_left_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    trainer = Trainer(colours(), TrainOptions(steps=2, epochs=1, batch_size=20, lr=0.01), CPU,
-                      models.plain_net(3, layers=3, width=4, image_size=16, steps=2))  # fmt: skip
+    trainer = Trainer(
+        colours(),
+        TrainOptions(steps=2, epochs=1, batch_size=20, lr=0.01),
+        CPU,
+        models.plain_net(3, layers=3, width=4, image_size=16, steps=2),
+    )
     torch.set_rng_state(before)
     weights = [parameter.clone() for parameter in trainer.model.parameters()]
     trainer.fit()

@@ -54,10 +54,22 @@ def kinds() -> dict[str, list[Any]]:
         "count": [1.0, "3", None, True, [1], np.ones(2), torch.tensor(3), -1, *HUGE[1:]],
         "axis": [1.0, "0", None, True, [1], np.ones(2), torch.tensor(1), -1, 2, 2**63],
         "word": [1, None, "nonsense", "", [], ["hard"], np.array(["hard", "soft"]), torch.ones(2), True],
-        "floats": [*NO_TENSOR, torch.ones(2, 3, 4, dtype=torch.int64), torch.ones(2, 3, 4, dtype=torch.complex64),
-                   torch.ones(2, 3, 4).to_sparse(), nested(3, 4), mkldnn(2, 3, 4)],
-        "floats or None": [*NO_TENSOR[1:], torch.ones(2, 3, 4, dtype=torch.int64), torch.ones(3, dtype=torch.bool),
-                           torch.ones(2, 3, 4).to_sparse(), nested(3, 4), mkldnn(2, 3, 4)],
+        "floats": [
+            *NO_TENSOR,
+            torch.ones(2, 3, 4, dtype=torch.int64),
+            torch.ones(2, 3, 4, dtype=torch.complex64),
+            torch.ones(2, 3, 4).to_sparse(),
+            nested(3, 4),
+            mkldnn(2, 3, 4),
+        ],
+        "floats or None": [
+            *NO_TENSOR[1:],
+            torch.ones(2, 3, 4, dtype=torch.int64),
+            torch.ones(3, dtype=torch.bool),
+            torch.ones(2, 3, 4).to_sparse(),
+            nested(3, 4),
+            mkldnn(2, 3, 4),
+        ],
         "tensor": [*NO_TENSOR, nested(3, 4), mkldnn(2, 3, 4), torch.ones(2, 3, 4).to_sparse()],
         "surrogate": [1, "FastSigmoid", sf.surrogate.FastSigmoid, [], torch.ones(2), np.ones(2)],
         "module": [None, 1, "x", [], nn.Linear, torch.ones(2)],
@@ -69,7 +81,7 @@ def kinds() -> dict[str, list[Any]]:
         "group": [1, "nonsense", [], torch.ones(2)],
         "generator": [1, "x", [], torch.ones(2), True],
         "path": [1.5, [], torch.ones(2)],
-    }  # fmt: skip
+    }
 
 
 KINDS = kinds()
@@ -88,16 +100,26 @@ class Entry:
 
 X = torch.ones(2, 3, 4)
 NEURON = {
-    "threshold": "number", "reset": "word", "reset_value": "one number", "surrogate": "surrogate",
-    "detach_reset": "flag or None", "fire_on_equal": "flag", "delay": "flag", "time_dim": "axis",
-}  # fmt: skip
+    "threshold": "number",
+    "reset": "word",
+    "reset_value": "one number",
+    "surrogate": "surrogate",
+    "detach_reset": "flag or None",
+    "fire_on_equal": "flag",
+    "delay": "flag",
+    "time_dim": "axis",
+}
 LEAK = {"tau": "number", "decay_input": "flag"}
 CALL = {"current": "floats", "v0": "floats or None", "steps": "steps or None", "return_potential": "flag"}
 LAYER = {"carry_state": "flag", "learn_threshold": "flag", "device": "device", "dtype": "dtype"}
 NORM = {
-    "num_features": "features", "eps": "one number", "momentum": "momentum", "affine": "flag",
-    "track_running_stats": "flag", "process_group": "group",
-}  # fmt: skip
+    "num_features": "features",
+    "eps": "one number",
+    "momentum": "momentum",
+    "affine": "flag",
+    "track_running_stats": "flag",
+    "process_group": "group",
+}
 KINDS["momentum"] = [v for v in KINDS["one number"] if v is not None] + [-0.5, 1.5]
 NETWORK = {"num_classes": "size", "in_channels": "size", "activation": "word", "steps": "size", "image_size": "size"}
 
@@ -120,12 +142,24 @@ def entries() -> dict[str, Entry]:
             module.leaky_integrate_and_fire, {"current": X}, {**CALL, **NEURON, **LEAK}
         )
     found["functional.batch_norm_integrate_and_fire"] = Entry(
-        sf.functional.batch_norm_integrate_and_fire, {"current": X},
-        {**CALL, **NEURON, "decay_input": "flag", "tau": "number or None", "residual": "floats or None",
-         "weight": "floats or None", "bias": "floats or None", "running_mean": "floats or None",
-         "running_var": "floats or None", "training": "flag", "momentum": "one number", "eps": "one number",
-         "process_group": "group"},
-    )  # fmt: skip
+        sf.functional.batch_norm_integrate_and_fire,
+        {"current": X},
+        {
+            **CALL,
+            **NEURON,
+            "decay_input": "flag",
+            "tau": "number or None",
+            "residual": "floats or None",
+            "weight": "floats or None",
+            "bias": "floats or None",
+            "running_mean": "floats or None",
+            "running_var": "floats or None",
+            "training": "flag",
+            "momentum": "one number",
+            "eps": "one number",
+            "process_group": "group",
+        },
+    )
     for make in (sf.IF, models.ResidualIF):
         found[make.__name__] = Entry(make, {}, {**NEURON, **LAYER})
     for make in (sf.LIF, models.ResidualLIF):
@@ -148,8 +182,9 @@ def entries() -> dict[str, Entry]:
         found[f"{name}()"] = Entry(layer.forward, {"current": X}, kinds)
     for layer in (sf.Readout(), sf.OverTime(nn.Identity())):
         kind = {"over_time": "tensor"}
-        found[f"{type(layer).__name__}()"] = Entry(layer.forward, {"over_time": X}, kind,
-                                                   {"over_time": (type(layer).__name__,)})  # fmt: skip
+        found[f"{type(layer).__name__}()"] = Entry(
+            layer.forward, {"over_time": X}, kind, {"over_time": (type(layer).__name__,)}
+        )
     for shape in sf.surrogate.SHAPES.values():
         found[f"surrogate.{shape.__name__}"] = Entry(shape, {}, {"gamma": "one number", "beta": "one number"})
     found["fuse"] = Entry(sf.fuse, {"model": net()}, {"model": "module"})
@@ -194,44 +229,70 @@ def model_entries() -> dict[str, Entry]:
         "resnet50": Entry(models.resnet50, {"width": 4}, {**no_size, "width": "size", "stem": "word"}, build),
         "build": Entry(models.build, {"name": "digits"}, {"name": "word"}, {"name": ("network",)}),
         "for_images": Entry(
-            models.for_images, {"name": "digits", "image_shape": (1, 8, 8), "classes": 10}, {"name": "word", **image},
+            models.for_images,
+            {"name": "digits", "image_shape": (1, 8, 8), "classes": 10},
+            {"name": "word", **image},
             {"name": ("network",), "classes": ("num_classes",), "image_shape": ("in_channels", "image_size")},
         ),
-        "takes": Entry(models.takes, {"name": "digits", "option": "steps"}, {"name": "word"}, {"name": ("network",)},
-                       exempt=("option",)),
+        "takes": Entry(
+            models.takes,
+            {"name": "digits", "option": "steps"},
+            {"name": "word"},
+            {"name": ("network",)},
+            exempt=("option",),
+        ),
         "DigitsNet": Entry(
             models.DigitsNet, {}, {**image, "steps": "size", "widths": "widths", "neuron": "function or None"}
         ),
-        "Activation": Entry(models.Activation, {}, {"kind": "word", "batch_norm": "flag", "neuron": "options"},
-                            {"kind": ("activation",)}),
-        "synchronize": Entry(models.synchronize, {"model": net()}, {"model": "module", "process_group": "group"},
-                             {"model": ("module",)}),
-    }  # fmt: skip
+        "Activation": Entry(
+            models.Activation,
+            {},
+            {"kind": "word", "batch_norm": "flag", "neuron": "options"},
+            {"kind": ("activation",)},
+        ),
+        "synchronize": Entry(
+            models.synchronize, {"model": net()}, {"model": "module", "process_group": "group"}, {"model": ("module",)}
+        ),
+    }
 
 
 def tuning_entries() -> dict[str, Entry]:
     trial = {"model": "module", "batches": "batches", "loss": "function"}
     run = {"model": net(), "batches": BATCHES}
-    test = {"lowest": "one number", "highest": "one number", "steps": "size", "smoothing": "one number",
-            "divergence": "one number", "optimizer": "function"}  # fmt: skip
+    test = {
+        "lowest": "one number",
+        "highest": "one number",
+        "steps": "size",
+        "smoothing": "one number",
+        "divergence": "one number",
+        "optimizer": "function",
+    }
     ann = models.build("mnist_net", image_size=16, activation="relu")
     spiking = models.digits().eval()
     return {
         "gradient_profile": Entry(tuning.gradient_profile, run, trial),
-        "tune_gamma": Entry(tuning.tune_gamma, run, {**trial, "start": "one number", "tolerance": "one number",
-                                                     "max_evaluations": "count"}),
+        "tune_gamma": Entry(
+            tuning.tune_gamma,
+            run,
+            {**trial, "start": "one number", "tolerance": "one number", "max_evaluations": "count"},
+        ),
         "lr_range_test": Entry(tuning.lr_range_test, run, {**trial, **test}, {"lowest": ("rates",)}),
         "hold_thresholds": Entry(tuning.hold_thresholds, {"model": net()}, {"model": "module"}),
         "normalize_thresholds": Entry(tuning.normalize_thresholds, run, {"model": "module", "batches": "batches"}),
-        "plot_profiles": Entry(tuning.plot_profiles, {"profiles": {}, "path": "x"},
-                               {"profiles": "options", "path": "path"}),
-        "to_spiking": Entry(convert.to_spiking, {"ann": ann, "batches": [torch.rand(2, 1, 16, 16)]},
-                            {"ann": "module", "batches": "images", "steps": "size"}),
+        "plot_profiles": Entry(
+            tuning.plot_profiles, {"profiles": {}, "path": "x"}, {"profiles": "options", "path": "path"}
+        ),
+        "to_spiking": Entry(
+            convert.to_spiking,
+            {"ann": ann, "batches": [torch.rand(2, 1, 16, 16)]},
+            {"ann": "module", "batches": "images", "steps": "size"},
+        ),
         "largest_current": Entry(
-            convert.largest_current, {"network": spiking, "neuron": spiking.neurons()[0], "images": IMAGES[:, :1]},
+            convert.largest_current,
+            {"network": spiking, "neuron": spiking.neurons()[0], "images": IMAGES[:, :1]},
             {"network": "module", "neuron": "module", "images": "tensor"},
         ),
-    }  # fmt: skip
+    }
 
 
 def data_entries() -> dict[str, Entry]:
@@ -249,11 +310,18 @@ def data_entries() -> dict[str, Entry]:
         ),
         "augment.color_jitter": Entry(augment.color_jitter, images, {"images": "floats", **shares, **generator}),
         "check_known": Entry(sf.data.check_known, {"name": "digits"}, {"name": "word"}, {"name": ("data set",)}),
-        "load": Entry(sf.data.load, {"name": "mnist", "data_dir": "."}, {"name": "word", "data_dir": "path"},
-                      {"name": ("data set",)}),
-        "Split.batches": Entry(lambda **given: next(batches(**given)), {"batch_size": 2},
-                               {"batch_size": "size", "shuffle": "generator", "drop_last": "flag"}),
-    }  # fmt: skip
+        "load": Entry(
+            sf.data.load,
+            {"name": "mnist", "data_dir": "."},
+            {"name": "word", "data_dir": "path"},
+            {"name": ("data set",)},
+        ),
+        "Split.batches": Entry(
+            lambda **given: next(batches(**given)),
+            {"batch_size": 2},
+            {"batch_size": "size", "shuffle": "generator", "drop_last": "flag"},
+        ),
+    }
 
 
 KINDS |= {
@@ -278,6 +346,7 @@ def shown(value: Any) -> str:
 @pytest.fixture(autouse=True)
 def soon():
     """A call that does not come back is an error, too."""
+
     def alarm(*_: object) -> None:
         raise RuntimeError("it did not come back")
 
@@ -325,11 +394,18 @@ LEFT_OUT = {
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
     **dict.fromkeys(["BatchNorm2d", "BatchNormReLU"], "torch's own arguments, and a process group"),
     **dict.fromkeys(["names", "data_sets", "build_info", "ACTIVATIONS", "__version__"], "no arguments"),
-    "Split": "its batches are in the table", "DataError": "an error", "NeuronFactory": "a type",
-    "Surrogate": "the base of the shapes", "functional": "a module", "reference": "a module", "surrogate": "a module",
-    "augment": "a module", "check": "tested on its own", "reset_state": "tested on its own",
+    "Split": "its batches are in the table",
+    "DataError": "an error",
+    "NeuronFactory": "a type",
+    "Surrogate": "the base of the shapes",
+    "functional": "a module",
+    "reference": "a module",
+    "surrogate": "a module",
+    "augment": "a module",
+    "check": "tested on its own",
+    "reset_state": "tested on its own",
     "detach_state": "tested on its own",
-}  # fmt: skip
+}
 FREE = {"neuron", "options", "args", "kwargs", "self", "option", "unknown", "name_of"}  # of what they are passed on to
 
 
@@ -369,8 +445,12 @@ def test_wrong_values_assigned_to_a_layer_are_refused_by_name_and_leave_it_as_it
         for value in KINDS[kind] if parameter != "threshold" or not learn else []:
             if isinstance(value, torch.Tensor) and parameter in ("threshold", "tau"):
                 continue  # a tensor's dtype is looked at in the call
-            entry = Entry(lambda parameter=parameter, **given: setattr(layer, parameter, given[parameter]), {}, {},
-                          {"reset_value": ("reset",)})  # fmt: skip
+            entry = Entry(
+                lambda parameter=parameter, **given: setattr(layer, parameter, given[parameter]),
+                {},
+                {},
+                {"reset_value": ("reset",)},
+            )
             found = refusal(entry, parameter, value)
             assert found is None, f"{parameter}={shown(value)}: {found}"
             assert repr(layer) == before
@@ -390,6 +470,7 @@ def test_wrong_values_assigned_to_the_small_layers_are_refused_by_name(name):
 @pytest.mark.parametrize("layer", ["IF", "LIF", "BatchNormIF", "BatchNormLIF"])
 def test_tensors_made_in_inference_mode_are_trained_with(layer):
     """Not themselves, which torch does not allow, but what comes before and beside them."""
+
     def thresholds_and_more():
         tables = {"threshold": torch.full((4,), 0.5)}
         if "LIF" in layer:
@@ -420,8 +501,11 @@ def test_a_current_made_in_inference_mode_trains_a_threshold():
 
 @pytest.mark.parametrize("value", [1e39, -1e39, 3.5e38, math.inf, -(10**300)])
 def test_a_reset_value_beyond_float32_is_refused_by_kernels_and_reference_alike(value):
-    for call in (sf.functional.integrate_and_fire, sf.reference.integrate_and_fire,
-                 sf.functional.batch_norm_integrate_and_fire):  # fmt: skip
+    for call in (
+        sf.functional.integrate_and_fire,
+        sf.reference.integrate_and_fire,
+        sf.functional.batch_norm_integrate_and_fire,
+    ):
         for dtype in (torch.float32, torch.float64):
             with pytest.raises(ValueError, match=r"reset_value must be finite and within 3\.4028235e\+38"):
                 call(X.to(dtype), reset_value=value)

@@ -16,9 +16,17 @@ CPU = torch.device("cpu")
 
 
 PLAIN = TrainOptions(
-    model="plain_net", model_options={"layers": 3, "width": 4}, steps=3, epochs=2, batch_size=240, lr=0.01, gamma=2.0,
-    device="cpu", threads=1, checkpoint_every=0,
-)  # fmt: skip
+    model="plain_net",
+    model_options={"layers": 3, "width": 4},
+    steps=3,
+    epochs=2,
+    batch_size=240,
+    lr=0.01,
+    gamma=2.0,
+    device="cpu",
+    threads=1,
+    checkpoint_every=0,
+)
 
 
 COMMAND = [

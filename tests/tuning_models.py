@@ -51,16 +51,12 @@ class Everything(nn.Module):
 
 def batches(count: int = 3, size: int = 16) -> list[tuple[Tensor, Tensor]]:
     random = torch.Generator().manual_seed(7)
-    return [
-        (torch.randn(size, 5, generator=random), torch.randint(3, (size,), generator=random)) for _ in range(count)
-    ]
+    return [(torch.randn(size, 5, generator=random), torch.randint(3, (size,), generator=random)) for _ in range(count)]
 
 
 def images(count: int = 2) -> list[tuple[Tensor, Tensor]]:
     random = torch.Generator().manual_seed(8)
-    return [
-        (torch.rand(8, 3, 8, 8, generator=random), torch.randint(10, (8,), generator=random)) for _ in range(count)
-    ]
+    return [(torch.rand(8, 3, 8, 8, generator=random), torch.randint(10, (8,), generator=random)) for _ in range(count)]
 
 
 def made(model: Callable[[], nn.Module], seed: int = 0) -> nn.Module:

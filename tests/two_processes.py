@@ -25,10 +25,13 @@ def reports(worker: str, folder: Path, *cases: Any) -> list[Any]:
     workers = [
         subprocess.Popen(
             [sys.executable, "-P", "-c", worker, str(rank), str(store), *map(json.dumps, cases)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     try:
         done = [process.communicate(timeout=150) for process in workers]
     finally:

@@ -26,18 +26,27 @@ CONCLUSIONS = (
 _FINE = (*range(1, 11), 12, 14, 16, 18, 20, 25, 30, 40, 50, 60, 80, 100, 125, 160, 200, 250, 320, 400, 500)
 SETTINGS = {
     "small": Settings(
-        data="mnist", train=8000, test=2000, model="mnist_net", evaluated=20,
+        data="mnist",
+        train=8000,
+        test=2000,
+        model="mnist_net",
+        evaluated=20,
         training={"epochs": 1, "batch_size": 64, "lr": 2e-3},
-        trained_counts=tuple(count for count in _FINE if count <= 40), converted_counts=(*_FINE, 1000),
+        trained_counts=tuple(count for count in _FINE if count <= 40),
+        converted_counts=(*_FINE, 1000),
         converted_test=400,
     ),
     "full": Settings(
-        data="cifar10", model="resnet11", evaluated=20,
+        data="cifar10",
+        model="resnet11",
+        evaluated=20,
         training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
-        trained_counts=tuple(count for count in _FINE if count <= 40), converted_counts=(*_FINE, 1000, 2000),
-        calibration=(2000, 200), converted_test=2000,
+        trained_counts=tuple(count for count in _FINE if count <= 40),
+        converted_counts=(*_FINE, 1000, 2000),
+        calibration=(2000, 200),
+        converted_test=2000,
     ),
-}  # fmt: skip
+}
 
 
 def measure(settings: Settings, context: Context) -> Outcome:

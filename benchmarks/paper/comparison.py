@@ -142,15 +142,31 @@ def outcome(settings: Settings, measured: Measured) -> Outcome:
     train, test, part = measured.images
     epochs = settings.training["epochs"]
     ours = [
-        [OURS, f"{settings.model}, backpropagation", 100 * measured.trained[at], settings.steps, at, train, epochs,
-         test],
+        [
+            OURS,
+            f"{settings.model}, backpropagation",
+            100 * measured.trained[at],
+            settings.steps,
+            at,
+            train,
+            epochs,
+            test,
+        ],
         *(
-            [OURS, f"{settings.model}, ANN-SNN conversion", 100 * measured.converted[count], None, count, train, epochs,
-             part]
+            [
+                OURS,
+                f"{settings.model}, ANN-SNN conversion",
+                100 * measured.converted[count],
+                None,
+                count,
+                train,
+                epochs,
+                part,
+            ]
             for count in (at, longest)
         ),
         [OURS, f"{settings.model}, ANN", 100 * measured.twin, None, None, train, epochs, test],
-    ]  # fmt: skip
+    ]
     table, plot = curves(settings, measured)
     made = [
         *verdicts(measured, at, settings.wanted),
@@ -219,9 +235,7 @@ def steps_to_within(accuracy: Mapping[int, float], points: float) -> int:
     return reached
 
 
-def steps_verdict(
-    trained: Mapping[int, float], converted: Mapping[int, float], model: str, classes: int
-) -> Verdict:
+def steps_verdict(trained: Mapping[int, float], converted: Mapping[int, float], model: str, classes: int) -> Verdict:
     """Steps to within a point of each network's own final accuracy, that at the largest number of steps measured.
 
     Of networks that guess, the number of steps says nothing: both must end at twice the accuracy of guessing.
@@ -246,15 +260,24 @@ def _drawing(settings: Settings, measured: Measured) -> Any:
             ("converted from the twin", measured.converted, COLOURS["converted"]),
         ):
             axes.plot(
-                list(accuracy), [100 * value for value in accuracy.values()], marker="o", markersize=4, color=colour,
+                list(accuracy),
+                [100 * value for value in accuracy.values()],
+                marker="o",
+                markersize=4,
+                color=colour,
                 label=label,
-            )  # fmt: skip
+            )
         if settings.paper:
             name, method, accuracy = settings.paper[-1][:3]
             axes.plot(
-                [settings.evaluated], [accuracy], marker="*", markersize=11, linestyle="", color=SERIES[-1],
+                [settings.evaluated],
+                [accuracy],
+                marker="*",
+                markersize=11,
+                linestyle="",
+                color=SERIES[-1],
                 label=f"{name}: {method}",
-            )  # fmt: skip
+            )
         axes.axhline(100 * measured.twin, color=COLOURS["ann"], linestyle="--", label="ANN twin")
         log_steps(axes, [*measured.trained, *measured.converted])
         dress(axes, xlabel="time steps at inference", ylabel="test accuracy, %", legend=True)

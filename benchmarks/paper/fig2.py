@@ -38,13 +38,18 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=4000, test=1000, size=16, model="plain_net", options={"layers": 5},
+        data="cifar10",
+        train=4000,
+        test=1000,
+        size=16,
+        model="plain_net",
+        options={"layers": 5},
         training={"epochs": 8, "batch_size": 64, "lr": 5e-3, "augment": "cifar"},
     ),
     "full": Settings(
-        data="cifar10", model="resnet11", training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
+        data="cifar10", model="resnet11", training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"}
     ),
-}  # fmt: skip
+}
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
@@ -74,16 +79,26 @@ def measure(settings: Settings, context: Context) -> Outcome:
     return Outcome(
         [
             Table(
-                "currents", "Output currents of the first test images",
-                ("example", "label", "step", "output", "current"), rows,
+                "currents",
+                "Output currents of the first test images",
+                ("example", "label", "step", "output", "current"),
+                rows,
             ),
             Table(
-                "lead", "Share of the test images whose label has the largest current summed up to each step",
-                ("step", "share"), [[step, share] for step, share in enumerate(lead, 1)],
+                "lead",
+                "Share of the test images whose label has the largest current summed up to each step",
+                ("step", "share"),
+                [[step, share] for step, share in enumerate(lead, 1)],
             ),
         ],
-        [Plot("currents", "Output currents of the first test images: output neuron over time step, label above",
-              _drawing(shown, wanted), (9.0, 5.2))],
+        [
+            Plot(
+                "currents",
+                "Output currents of the first test images: output neuron over time step, label above",
+                _drawing(shown, wanted),
+                (9.0, 5.2),
+            )
+        ],
         verdicts(error),
         [
             f"{in_words(data, settings.model, settings.options)}, {training_in_words(settings.training)}; test "
@@ -91,7 +106,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
             "The currents at a step are the last linear map of that step's spikes. The paper shows examples and no "
             "numbers.",
         ],
-    )  # fmt: skip
+    )
 
 
 def currents(model: Network, images: Tensor, steps: int) -> Tensor:
@@ -113,7 +128,7 @@ def verdicts(error: float) -> list[Verdict]:
             error <= SAME,
             f"{error:.1e}",
             "currents from the neurons of the last layer are summed and treated as class logits",
-        ),
+        )
     ]
 
 
@@ -127,9 +142,14 @@ def _drawing(shown: Tensor, labels: Sequence[str]) -> Any:
                 axes.set_visible(False)
                 continue
             picture = axes.imshow(
-                shown[:, number].T.numpy(), cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", origin="lower",
+                shown[:, number].T.numpy(),
+                cmap="RdBu_r",
+                vmin=-most,
+                vmax=most,
+                aspect="auto",
+                origin="lower",
                 extent=(0.5, shown.shape[0] + 0.5, -0.5, shown.shape[2] - 0.5),
-            )  # fmt: skip
+            )
             dress(axes, title=labels[number])
             axes.grid(False)
         for axes in grid[-1]:

@@ -69,7 +69,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
         verdicts(ratios, search),
         [
             f"{settings.model}, {settings.data} at {size}×{size}, {count} batches of {batch_size} "
-            f"for the search and as many others for the curves. The paper's figure 3 gives curves and no numbers.",
+            f"for the search and as many others for the curves. The paper's figure 3 gives curves and no numbers."
         ],
     )
 
@@ -123,9 +123,13 @@ def _drawing(profiles: dict[str, GradientProfile], tuned: float) -> Any:
             # A gradient of 0 has no place on a logarithmic scale.
             shown = [value if value > 0 else float("nan") for value in profile.values]
             axes.plot(
-                range(1, len(shown) + 1), shown, marker="o", markersize=4, color=colours[name],
+                range(1, len(shown) + 1),
+                shown,
+                marker="o",
+                markersize=4,
+                color=colours[name],
                 label=f"γ = {_label(name, tuned)}",
-            )  # fmt: skip
+            )
         axes.set_yscale("log")
         axes.xaxis.get_major_locator().set_params(integer=True)
         dress(axes, xlabel="spiking layer, from the input", ylabel="mean absolute gradient", legend=True)

@@ -52,11 +52,20 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=2500, test=300, size=16, model="resnet18", options={"width": 16},
-        training={"epochs": 4, "batch_size": 32}, tuning=(4, 16), threshold_images=2000, every=39, window=20,
+        data="cifar10",
+        train=2500,
+        test=300,
+        size=16,
+        model="resnet18",
+        options={"width": 16},
+        training={"epochs": 4, "batch_size": 32},
+        tuning=(4, 16),
+        threshold_images=2000,
+        every=39,
+        window=20,
     ),
     "full": Settings(data="cifar10", model="resnet18", training={"epochs": 30, "batch_size": 128, "augment": "cifar"}),
-}  # fmt: skip
+}
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
@@ -83,17 +92,32 @@ def measure(settings: Settings, context: Context) -> Outcome:
     )
     return Outcome(
         [
-            Table("training", "Training loss of every step", ("batch normalization", "step", "loss"),
-                  [[kind, record.step, record.loss] for kind in KINDS for record in training[kind]]),
-            Table("validation", "Validation loss", ("batch normalization", "step", "loss"),
-                  [[kind, step, loss] for kind in KINDS for step, loss in validation[kind].items()]),
+            Table(
+                "training",
+                "Training loss of every step",
+                ("batch normalization", "step", "loss"),
+                [[kind, record.step, record.loss] for kind in KINDS for record in training[kind]],
+            ),
+            Table(
+                "validation",
+                "Validation loss",
+                ("batch normalization", "step", "loss"),
+                [[kind, step, loss] for kind in KINDS for step, loss in validation[kind].items()],
+            ),
         ],
-        [Plot("losses", f"Training (solid) and validation (dashed) loss over the training steps; the paper: {PAPER}",
-              _drawing(training, validation, settings.window))],
-        verdicts({kind: [r.loss for r in training[kind]] for kind in KINDS},
-                 {kind: list(validation[kind].values())[-1] for kind in KINDS}),
+        [
+            Plot(
+                "losses",
+                f"Training (solid) and validation (dashed) loss over the training steps; the paper: {PAPER}",
+                _drawing(training, validation, settings.window),
+            )
+        ],
+        verdicts(
+            {kind: [r.loss for r in training[kind]] for kind in KINDS},
+            {kind: list(validation[kind].values())[-1] for kind in KINDS},
+        ),
         notes,
-    )  # fmt: skip
+    )
 
 
 def _curves(model: Any, data: Any, context: Context, settings: Settings) -> tuple[list[StepRecord], dict[int, float]]:

@@ -48,14 +48,19 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=3000, test=1000, size=16, model="plain_net", options={"width": 16},
-        training={"epochs": 8, "batch_size": 50, "lr": 5e-3}, seeds=1,
+        data="cifar10",
+        train=3000,
+        test=1000,
+        size=16,
+        model="plain_net",
+        options={"width": 16},
+        training={"epochs": 8, "batch_size": 50, "lr": 5e-3},
+        seeds=1,
     ),
     "full": Settings(
-        data="cifar100", model="plain_net",
-        training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"},
+        data="cifar100", model="plain_net", training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"}
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,16 @@ def measure(settings: Settings, context: Context) -> Outcome:
                     no_rate.append(f"{layers} layers, {VARIANTS[variant]}, seed {seed}")
                 accuracy = {part: trainer.evaluate(getattr(data, part)).accuracy for part in ("train", "test")}
                 found.append(Trained(layers, variant, seed, gamma, ratio, trainer.lr, **accuracy))
-    columns = ("layers", "network", "seed", "gamma", "ratio of gradients", "learning rate", "training accuracy",
-               "test accuracy")  # fmt: skip
+    columns = (
+        "layers",
+        "network",
+        "seed",
+        "gamma",
+        "ratio of gradients",
+        "learning rate",
+        "training accuracy",
+        "test accuracy",
+    )
     rows = [[t.layers, VARIANTS[t.variant], t.seed, t.gamma, t.ratio, t.lr, t.train, t.test] for t in found]
     notes = [
         f"{in_words(data, settings.model, settings.options)}, {training_in_words(settings.training)}; evaluated at the "
@@ -111,11 +124,17 @@ def measure(settings: Settings, context: Context) -> Outcome:
         notes.append(f"In the range test the loss fell at no rate, {NO_RATE:g} is used: {'; '.join(no_rate)}.")
     return Outcome(
         [Table("accuracies", "Final accuracies, 0 to 1", columns, rows)],
-        [Plot("accuracies", f"Final test (left) and training (right) accuracy over the number of layers; the paper: "
-              f"{PAPER}", _drawing(found), (9.0, 4.2))],
+        [
+            Plot(
+                "accuracies",
+                f"Final test (left) and training (right) accuracy over the number of layers; the paper: {PAPER}",
+                _drawing(found),
+                (9.0, 4.2),
+            )
+        ],
         verdicts(*(_by_part(found, variant) for variant in ("snn", "fixed"))),
         notes,
-    )  # fmt: skip
+    )
 
 
 def _trained(model: nn.Module, data: ImageData, context: Context, options: dict[str, Any]) -> Trainer:
@@ -167,8 +186,10 @@ def _drawing(found: Sequence[Trained]) -> Any:
                     for count in layers
                 ]
                 middle = [fmean(of) for of in values]
-                reach = [[m - min(of) for m, of in zip(middle, values, strict=True)],
-                         [max(of) - m for m, of in zip(middle, values, strict=True)]]  # fmt: skip
+                reach = [
+                    [m - min(of) for m, of in zip(middle, values, strict=True)],
+                    [max(of) - m for m, of in zip(middle, values, strict=True)],
+                ]
                 axes.errorbar(layers, middle, reach, color=COLOURS[variant], marker="o", capsize=3, label=label)
             axes.set_xticks(layers)
             dress(axes, xlabel="layers", ylabel=f"{title} accuracy, %", legend=part == "test")

@@ -38,14 +38,18 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=2500, test=1000, size=16, model="plain_net", options={"width": 16},
+        data="cifar10",
+        train=2500,
+        test=1000,
+        size=16,
+        model="plain_net",
+        options={"width": 16},
         training={"epochs": 8, "batch_size": 50, "lr": 5e-3},
     ),
     "full": Settings(
-        data="cifar100", model="plain_net",
-        training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"},
+        data="cifar100", model="plain_net", training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"}
     ),
-}  # fmt: skip
+}
 
 Curves = dict[int, list[dict[int, float]]]
 """Trained steps -> for each seed, accuracy by steps at inference."""
@@ -73,24 +77,36 @@ def measure(settings: Settings, context: Context) -> Outcome:
     ]
     return Outcome(
         [
-            Table("accuracies", "Test accuracy, 0 to 1",
-                  ("trained steps", "seed", "inference steps", "accuracy"), rows),
             Table(
-                "best", "The best mean accuracy over the steps at inference",
-                ("trained steps", "inference steps", "mean accuracy"), [[s, *best(curves[s])] for s in curves],
+                "accuracies", "Test accuracy, 0 to 1", ("trained steps", "seed", "inference steps", "accuracy"), rows
             ),
-            Table("networks", "What each network was trained with",
-                  ("trained steps", "seed", "gamma", "ratio of gradients", "learning rate"), networks),
+            Table(
+                "best",
+                "The best mean accuracy over the steps at inference",
+                ("trained steps", "inference steps", "mean accuracy"),
+                [[s, *best(curves[s])] for s in curves],
+            ),
+            Table(
+                "networks",
+                "What each network was trained with",
+                ("trained steps", "seed", "gamma", "ratio of gradients", "learning rate"),
+                networks,
+            ),
         ],
-        [Plot("accuracies", "Test accuracy over the steps at inference; mean, lowest and highest of the seeds; the "
-              f"paper: {PAPER}", _drawing(curves))],
+        [
+            Plot(
+                "accuracies",
+                f"Test accuracy over the steps at inference; mean, lowest and highest of the seeds; the paper: {PAPER}",
+                _drawing(curves),
+            )
+        ],
         verdicts(curves),
         [
             f"{in_words(data, settings.model, {'layers': 5, **settings.options})}, "
             f"{training_in_words(settings.training)}; {settings.seeds} seeds.",
             _on_maximum(curves),
         ],
-    )  # fmt: skip
+    )
 
 
 def mean(found: Sequence[Mapping[int, float]], count: int) -> float:

@@ -134,7 +134,7 @@ def _table(folder: Path, table: dict[str, str]) -> str:
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(_short(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     html = f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
-    title = f"{escape(table['title'])} <span class=\"soft\">({escape(table['file'])})</span>"
+    title = f'{escape(table["title"])} <span class="soft">({escape(table["file"])})</span>'
     if len(rows) > _ROWS_IN_SIGHT:
         return f"<details><summary>{title}, {len(rows)} rows</summary>{html}</details>"
     return f"<p>{title}</p>{html}"

@@ -68,9 +68,7 @@ def _command(arguments: argparse.Namespace) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.description = (
-        "Reproduces a table or figure of the paper: CSV, plot and verdicts, and a page of all results."
-    )
+    parser.description = "Reproduces a table or figure of the paper: CSV, plot and verdicts, and a page of all results."
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(NAMES)}, or {ALL}")
     parser.add_argument(
         "--scale",

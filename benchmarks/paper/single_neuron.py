@@ -163,8 +163,11 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m snnfast.benchmarks.paper.single_neuron", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m snnfast.benchmarks.paper.single_neuron",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder of the files (default: .)")
     parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0)
     parser.add_argument(

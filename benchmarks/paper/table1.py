@@ -48,11 +48,15 @@ class Settings(experiment.Settings):
 SETTINGS = {
     # The least of the paper's table is what a part of the data must reach.
     "small": Settings(
-        data="mnist", train=12000, test=4000, model="mnist_net",
-        training={"epochs": 3, "batch_size": 64, "lr": 2e-3}, wanted=97.2,
+        data="mnist",
+        train=12000,
+        test=4000,
+        model="mnist_net",
+        training={"epochs": 3, "batch_size": 64, "lr": 2e-3},
+        wanted=97.2,
     ),
     "full": Settings(data="mnist", model="mnist_net", training={"epochs": 10, "batch_size": 64, "lr": 2e-3}),
-}  # fmt: skip
+}
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
@@ -70,14 +74,21 @@ def measure(settings: Settings, context: Context) -> Outcome:
     return Outcome(
         [
             beside_the_paper(PAPER, ours),
-            Table("accuracies", "Test accuracy over the steps at inference, 0 to 1", ("inference steps", "accuracy"),
-                  [list(pair) for pair in found.items()]),
+            Table(
+                "accuracies",
+                "Test accuracy over the steps at inference, 0 to 1",
+                ("inference steps", "accuracy"),
+                [list(pair) for pair in found.items()],
+            ),
         ],
-        [Plot("accuracies", f"Test accuracy over the steps at inference, trained at {settings.steps}",
-              _drawing(found))],
+        [
+            Plot(
+                "accuracies", f"Test accuracy over the steps at inference, trained at {settings.steps}", _drawing(found)
+            )
+        ],
         verdicts(found[settings.evaluated], settings.evaluated, settings.wanted),
         [f"{in_words(data, settings.model, settings.options)}; trained at {settings.steps} steps."],
-    )  # fmt: skip
+    )
 
 
 def verdicts(accuracy: float, steps: int, wanted: float) -> list[Verdict]:
@@ -96,9 +107,13 @@ def _drawing(found: dict[int, float]) -> Any:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(
-            list(found), [100 * value for value in found.values()], marker="o", markersize=4, color=COLOURS["snn"],
+            list(found),
+            [100 * value for value in found.values()],
+            marker="o",
+            markersize=4,
+            color=COLOURS["snn"],
             label="snnfast",
-        )  # fmt: skip
+        )
         paper_line(axes, PAPER[-1][2], "the paper, 20 steps")
         log_steps(axes, list(found))
         dress(axes, xlabel="time steps at inference", ylabel="test accuracy, %", legend=True)

@@ -18,11 +18,17 @@ PAPER = (
 WANTED = 58.5
 
 IMAGENETTE = comparison.Settings(
-    data="imagenette", model="resnet50", options={"stem": "7x7"}, evaluated=20, wanted=81.2,
+    data="imagenette",
+    model="resnet50",
+    options={"stem": "7x7"},
+    evaluated=20,
+    wanted=81.2,
     paper=(("the paper", "ResNet50, backpropagation", 81.2, 10, 20),),
     training={"epochs": 60, "batch_size": 64, "lr": "find"},
-    converted_counts=(1, 2, 5, 10, 20, 40, 100, 200, 500, 1000), calibration=(500, 200), batch_size=25,
-)  # fmt: skip
+    converted_counts=(1, 2, 5, 10, 20, 40, 100, 200, 500, 1000),
+    calibration=(500, 200),
+    batch_size=25,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +43,31 @@ class Settings(comparison.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10", train=2500, test=400, size=16, model="resnet50", options={"width": 8},
-        evaluated=40, paper=PAPER, training={"epochs": 6, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
-        tuning=(4, 16), converted_test=50,
+        data="cifar10",
+        train=2500,
+        test=400,
+        size=16,
+        model="resnet50",
+        options={"width": 8},
+        evaluated=40,
+        paper=PAPER,
+        training={"epochs": 6, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
+        tuning=(4, 16),
+        converted_test=50,
     ),
     "full": Settings(
-        data="cifar100", model="resnet50", evaluated=40, paper=PAPER, wanted=WANTED,
+        data="cifar100",
+        model="resnet50",
+        evaluated=40,
+        paper=PAPER,
+        wanted=WANTED,
         training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
-        converted_counts=(1, 2, 5, 10, 20, 40, 100, 200, 500, 1000), calibration=(2000, 200), batch_size=25,
+        converted_counts=(1, 2, 5, 10, 20, 40, 100, 200, 500, 1000),
+        calibration=(2000, 200),
+        batch_size=25,
         besides=IMAGENETTE,
     ),
-}  # fmt: skip
+}
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
@@ -63,13 +83,23 @@ def measure(settings: Settings, context: Context) -> Outcome:
     context.say(f"  {besides.data}")
     more = comparison.report(besides, context)
     return Outcome(
-        [*made.tables, *(replace(table, name=f"{besides.data}-{table.name}", title=f"{besides.data}: {table.title}")
-                         for table in more.tables)],
-        [*made.plots, *(replace(plot, name=f"{besides.data}-{plot.name}", title=f"{besides.data}: {plot.title}")
-                        for plot in more.plots)],
+        [
+            *made.tables,
+            *(
+                replace(table, name=f"{besides.data}-{table.name}", title=f"{besides.data}: {table.title}")
+                for table in more.tables
+            ),
+        ],
+        [
+            *made.plots,
+            *(
+                replace(plot, name=f"{besides.data}-{plot.name}", title=f"{besides.data}: {plot.title}")
+                for plot in more.plots
+            ),
+        ],
         [*made.verdicts, *(replace(verdict, claim=f"{besides.data}: {verdict.claim}") for verdict in more.verdicts)],
         [*made.notes, *more.notes],
-    )  # fmt: skip
+    )
 
 
 def _missing(settings: comparison.Settings, context: Context) -> str | None:

@@ -93,9 +93,13 @@ def network(name: str, data: ImageData, context: Context, *, seed: int = 0, **op
 
 
 def train_model(
-    model: nn.Module, data: ImageData, context: Context, *,
-    each_step: Callable[[Trainer, StepRecord], None] = lambda trainer, record: None, **options: Any,
-) -> Trainer:  # fmt: skip
+    model: nn.Module,
+    data: ImageData,
+    context: Context,
+    *,
+    each_step: Callable[[Trainer, StepRecord], None] = lambda trainer, record: None,
+    **options: Any,
+) -> Trainer:
     """Trains ``model`` as it is on ``data`` and says a line per epoch, and within a long one.
 
     Args:
@@ -263,9 +267,16 @@ def beside_the_paper(paper: Sequence[Sequence[Any]], ours: Sequence[Sequence[Any
         ours: as ``paper``, then training images, epochs and test images.
     """
     columns = (
-        "model", "method", "accuracy", "trained steps", "inference steps", "training images", "epochs", "test images",
+        "model",
+        "method",
+        "accuracy",
+        "trained steps",
+        "inference steps",
+        "training images",
+        "epochs",
+        "test images",
         "source",
-    )  # fmt: skip
+    )
     rows = [[*row, *[None] * (len(columns) - 1 - len(row)), "the paper"] for row in paper]
     rows += [[*row, "here"] for row in ours]
     return Table("comparison", "Test accuracy, %, beside the paper's table", columns, rows)

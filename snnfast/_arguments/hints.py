@@ -172,7 +172,7 @@ def of_reset(value: object) -> str:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """"; did you mean 'NAME'?" with the name of ``allowed`` that is nearest, "" where none is near."""
+    """ "; did you mean 'NAME'?" with the name of ``allowed`` that is nearest, "" where none is near."""
     found = difflib.get_close_matches(name, list(allowed), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 

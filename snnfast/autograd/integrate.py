@@ -75,9 +75,16 @@ def integrate_recorded(current, v0, threshold, tau, *others):
     """The op with its gradient, for networks that were recorded as ops."""
     *numbers, steps, time_dim, keep = others
     outputs = _Integrate.apply(
-        current, v0, threshold, tau, "snnfast::integrate_forward", tuple(numbers), steps, time_dim,
+        current,
+        v0,
+        threshold,
+        tau,
+        "snnfast::integrate_forward",
+        tuple(numbers),
+        steps,
+        time_dim,
         keep | ops.CHECKPOINTS,
-    )  # fmt: skip
+    )
     checkpoints = None
     if keep & ops.CHECKPOINTS:  # the Function keeps its own to itself
         with torch.no_grad():

@@ -28,9 +28,24 @@ class _NormalizedIntegrate(Function):
 
     @staticmethod
     def forward(
-        ctx, current, residual, v0, threshold, tau, weight, bias, moments, tables, count, name, numbers, norm, steps,
-        time_dim, keep
-    ):  # fmt: skip
+        ctx,
+        current,
+        residual,
+        v0,
+        threshold,
+        tau,
+        weight,
+        bias,
+        moments,
+        tables,
+        count,
+        name,
+        numbers,
+        norm,
+        steps,
+        time_dim,
+        keep,
+    ):
         spikes, v_last, potential, checkpoints = ops.normalized_forward(
             current, v0, threshold, tau, *numbers, steps, time_dim, keep, tables, residual
         )
@@ -54,9 +69,22 @@ class _NormalizedIntegrate(Function):
 
             def run(wanted, gradient_tables):
                 return ops.normalized_backward(
-                    grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints,
-                    *numbers, steps, time_dim, wanted, tables, gradient_tables, residual,
-                )  # fmt: skip
+                    grad_spikes,
+                    grad_v_last,
+                    grad_potential,
+                    current,
+                    v0,
+                    threshold,
+                    tau,
+                    checkpoints,
+                    *numbers,
+                    steps,
+                    time_dim,
+                    wanted,
+                    tables,
+                    gradient_tables,
+                    residual,
+                )
 
             wanted = ops.CURRENT * needs[0] | ops.RESIDUAL * needs[1] | ops.INITIAL * needs[2]
             wanted |= ops.THRESHOLD * needs[3] | ops.TAU * needs[4]
@@ -76,9 +104,7 @@ class _NormalizedIntegrate(Function):
                     gradient_tables = tables_of_all(sums, moments, tables, norm, count)
             elif affine:
                 found = run(wanted | ops.SUMS, None)
-                _, *grad_parameters = normalization_gradients_op(
-                    found[5], moments, tables, norm.eps, 1, dtype
-                )
+                _, *grad_parameters = normalization_gradients_op(found[5], moments, tables, norm.eps, 1, dtype)
             if found is None and wanted:
                 found = run(wanted, gradient_tables)
             found = found or (None,) * 6
@@ -202,13 +228,25 @@ def integrate_normalized_recorded(current, residual, v0, threshold, tau, weight,
     *numbers, eps, batch, steps, time_dim, keep = others
     norm = BatchNorm(eps, batch)
     with torch.no_grad():
-        moments, tables, tracked, _ = batch_statistics(
-            norm, current, weight, bias, mean, variance, steps, time_dim
-        )
+        moments, tables, tracked, _ = batch_statistics(norm, current, weight, bias, mean, variance, steps, time_dim)
     outputs = _NormalizedIntegrate.apply(
-        current, residual, v0, threshold, tau, weight, bias, moments, tables, None, "snnfast::normalized_integrate",
-        tuple(numbers), norm, steps, time_dim, keep | ops.CHECKPOINTS,
-    )  # fmt: skip
+        current,
+        residual,
+        v0,
+        threshold,
+        tau,
+        weight,
+        bias,
+        moments,
+        tables,
+        None,
+        "snnfast::normalized_integrate",
+        tuple(numbers),
+        norm,
+        steps,
+        time_dim,
+        keep | ops.CHECKPOINTS,
+    )
     return complete((*outputs, tracked), ops.SPIKES_AND_STATES, current)
 
 

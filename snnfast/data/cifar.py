@@ -69,10 +69,7 @@ def _load(form: _Format, folder: Path) -> ImageData:
     files = find_files(form.name, folder, form.subfolders, parts, origin)
     training = len(form.train)
     return ImageData(
-        form.name,
-        form.labels[-1],
-        train=_read_split(form, files[:training]),
-        test=_read_split(form, files[training:]),
+        form.name, form.labels[-1], train=_read_split(form, files[:training]), test=_read_split(form, files[training:])
     )
 
 

@@ -15,9 +15,17 @@ from snnfast.data.images import DataError, ImageData, Split
 # WordNet's numbers of: tench, English springer, cassette player, chain saw, church, French horn, garbage truck, gas
 # pump, golf ball, parachute. A class's label is its place here, which is the folders' order.
 CLASSES = (
-    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916", "n03417042", "n03425413", "n03445777",
+    "n01440764",
+    "n02102040",
+    "n02979186",
+    "n03000684",
+    "n03028079",
+    "n03394916",
+    "n03417042",
+    "n03425413",
+    "n03445777",
     "n03888257",
-)  # fmt: skip
+)
 _SIZE = 128  # pixels, the paper's
 _SUBFOLDERS = ("", "imagenette2", "imagenette2-320", "imagenette2-160", "imagenette")
 _ORIGIN = "unpack imagenette2-320.tgz (or imagenette2, imagenette2-160) of https://github.com/fastai/imagenette there"
@@ -74,8 +82,11 @@ def _find(folder: Path) -> Path:
         rest = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise DataError(f"imagenette: no {', '.join(missing[:10])}{rest} in {str(place)!r}; {_ORIGIN}")
     for split in ("train", "val"):
-        extra = [entry.name for entry in sorted((place / split).iterdir())
-                 if entry.is_dir() and entry.name not in CLASSES and not entry.name.startswith(".")]  # fmt: skip
+        extra = [
+            entry.name
+            for entry in sorted((place / split).iterdir())
+            if entry.is_dir() and entry.name not in CLASSES and not entry.name.startswith(".")
+        ]
         if extra:
             raise DataError(
                 f"{place / split}: class folder {extra[0]}{f' and {len(extra) - 1} more' if extra[1:] else ''}, "

@@ -30,8 +30,9 @@ _HOOKS = {
     "_backward_hooks": "a backward hook",
     "_backward_pre_hooks": "a backward pre-hook",
 }
-_STATE_HOOKS = tuple(f"{hooks}_hooks" for hooks in ("_state_dict", "_state_dict_pre", "_load_state_dict_pre",
-                                                    "_load_state_dict_post"))  # fmt: skip
+_STATE_HOOKS = tuple(
+    f"{hooks}_hooks" for hooks in ("_state_dict", "_state_dict_pre", "_load_state_dict_pre", "_load_state_dict_post")
+)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _SHAPE_METHODS = ("size", "dim", "ndimension", "numel")
 
@@ -88,10 +89,12 @@ class Survey:
         self.batch_norms = [(name, m) for name, m in self.model.named_modules() if is_batch_norm(m)]
         self.contained = {
             id(module): self.name(holder)
-            for holder in self.model.modules() if not isinstance(holder, FusedNeuron)
-            for key, value in holder.__dict__.items() if key != "_modules"
+            for holder in self.model.modules()
+            if not isinstance(holder, FusedNeuron)
+            for key, value in holder.__dict__.items()
+            if key != "_modules"
             for module in modules_within(value)
-        }  # fmt: skip
+        }
         self._seen: set[int] = set()
         self._visit(self.model)
 
@@ -334,11 +337,15 @@ class Survey:
             return f"steps of the neuron {match.neuron_name!r} is known only when the model runs"
         held, flat = steps is not None, site.over_time is None
         if held and (match.split is not None or not flat):
-            return (f"the neuron {match.neuron_name!r} holds its current, but the batch norm takes dimension 2 for the "
-                    "channels; of a held [B, C, ...] it is dimension 1")  # fmt: skip
+            return (
+                f"the neuron {match.neuron_name!r} holds its current, but the batch norm takes dimension 2 for the "
+                "channels; of a held [B, C, ...] it is dimension 1"
+            )
         if not held and flat and match.split is None:
-            return (f"wrongly ordered: of the [T, B, C, ...] that the neuron {match.neuron_name!r} takes, the batch "
-                    "norm takes dimension 1, the batch, for the channels; wrap it in snnfast.OverTime")  # fmt: skip
+            return (
+                f"wrongly ordered: of the [T, B, C, ...] that the neuron {match.neuron_name!r} takes, the batch "
+                "norm takes dimension 1, the batch, for the channels; wrap it in snnfast.OverTime"
+            )
         if not flat and match.split is not None:
             return "its output is reshaped after OverTime"
         return None
@@ -399,12 +406,22 @@ class Survey:
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
             writes = (
                 (node.op == "call_method" and name.endswith("_") and not name.endswith("__"))
-                or (node.op == "call_function" and (name.endswith("_") or "out" in node.kwargs
-                                                    or node.kwargs.get("inplace") or any(a is True for a in node.args)
-                                                    or name in IN_PLACE))
-                or (node.op == "call_module" and not inputs.isdisjoint(node.all_input_nodes)
-                    and any(getattr(m, "inplace", False) for m in match.site.unit.module.get_submodule(name).modules()))
-            )  # fmt: skip
+                or (
+                    node.op == "call_function"
+                    and (
+                        name.endswith("_")
+                        or "out" in node.kwargs
+                        or node.kwargs.get("inplace")
+                        or any(a is True for a in node.args)
+                        or name in IN_PLACE
+                    )
+                )
+                or (
+                    node.op == "call_module"
+                    and not inputs.isdisjoint(node.all_input_nodes)
+                    and any(getattr(m, "inplace", False) for m in match.site.unit.module.get_submodule(name).modules())
+                )
+            )
             if writes and node is not match.addition:
                 return f"something is written in place between it and the neuron: {str(node)!r}"
             node = node.next

@@ -87,8 +87,10 @@ def fit_residual(residual: Tensor | float, current: Tensor) -> tuple[Tensor, Ten
         residual, current = residual.to(dtype), current.to(dtype)
     if residual.shape != current.shape:
         if torch.broadcast_shapes(residual.shape, current.shape) != current.shape:
-            raise ValueError(f"residual of shape {list(residual.shape)} does not fit the current of shape "
-                             f"{list(current.shape)}; fused layers add nothing larger than the current")  # fmt: skip
+            raise ValueError(
+                f"residual of shape {list(residual.shape)} does not fit the current of shape "
+                f"{list(current.shape)}; fused layers add nothing larger than the current"
+            )
         residual = residual.expand(current.shape)
     return current, residual
 
@@ -144,8 +146,9 @@ class FusedNeuron(WithNumbers):
             and no time constant per channel.
     """
 
-    _SHARED = frozenset((*_OPTIONS, *_TABLES, "decay_input", "time_dim", "carry_state", "state", "reset_state",
-                         "detach_state"))  # fmt: skip
+    _SHARED = frozenset(
+        (*_OPTIONS, *_TABLES, "decay_input", "time_dim", "carry_state", "state", "reset_state", "detach_state")
+    )
 
     def __init__(self, layer: nn.Module, name: str, rewritten: bool, rearranged: bool) -> None:
         super().__init__()
@@ -163,8 +166,10 @@ class FusedNeuron(WithNumbers):
             ValueError: steps are given, where none were before fusing.
         """
         if self.rewritten and not fused:
-            raise RuntimeError(f"the neuron was fused into {self.name!r}, with what its module's forward did between "
-                               "the two: only that forward can call it, not another method")  # fmt: skip
+            raise RuntimeError(
+                f"the neuron was fused into {self.name!r}, with what its module's forward did between "
+                "the two: only that forward can call it, not another method"
+            )
         if steps is not None:
             raise ValueError(f"steps must be None, got {steps!r}: the neuron was fused where it was called without")
         return current
@@ -176,8 +181,10 @@ class FusedNeuron(WithNumbers):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _TABLES and isinstance(value, Tensor) and value.dim() > 0 and self.__dict__.get("rearranged"):
-            raise ValueError(f"{name} must be one for all channels, got shape {list(value.shape)}: those per channel "
-                             f"would be of other channels than {self.name!r} has")  # fmt: skip
+            raise ValueError(
+                f"{name} must be one for all channels, got shape {list(value.shape)}: those per channel "
+                f"would be of other channels than {self.name!r} has"
+            )
         if name in FusedNeuron._SHARED:
             setattr(self.layer, name, value)
         else:

@@ -30,16 +30,34 @@ _SAME_SHAPE = (_BatchNorm, Neuron, FusedNeuron, nn.Identity, nn.ReLU, nn.Dropout
 _BY_SAMPLE = (_ConvNd, _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, nn.Linear, nn.Flatten)
 _SAME_SHAPE_METHODS = ("contiguous", "clone", "detach", "float", "double", "relu")
 _FUNCTIONS = {
-    torch.flatten: "flatten", torch.unflatten: "unflatten", torch.Tensor.unflatten: "unflatten",
-    torch.reshape: "reshape", torch.transpose: "transpose", torch.swapaxes: "swapaxes", torch.permute: "permute",
-    laid_out: "contiguous", torch.clone: "clone", torch.relu: "relu", nn.functional.relu: "relu",
-}  # fmt: skip
+    torch.flatten: "flatten",
+    torch.unflatten: "unflatten",
+    torch.Tensor.unflatten: "unflatten",
+    torch.reshape: "reshape",
+    torch.transpose: "transpose",
+    torch.swapaxes: "swapaxes",
+    torch.permute: "permute",
+    laid_out: "contiguous",
+    torch.clone: "clone",
+    torch.relu: "relu",
+    nn.functional.relu: "relu",
+}
 _POOLS = re.compile(r"_?(adaptive_)?(avg|max)_pool\dd")
 _BINARY = ("add", "sub", "mul", "truediv", "iadd", "isub", "imul", "itruediv")
 _FUSED_OPTIONS = {"fused", "residual"}  # with which fused layers and the neurons in them are called
 _LAYOUT = ("contiguous", "transpose", "swapaxes", "permute", "flatten")
-_CHANGE_SHAPE = ("resize_", "resize_as_", "squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_",
-                 "set_", "as_strided_")  # fmt: skip
+_CHANGE_SHAPE = (
+    "resize_",
+    "resize_as_",
+    "squeeze_",
+    "unsqueeze_",
+    "transpose_",
+    "swapaxes_",
+    "swapdims_",
+    "t_",
+    "set_",
+    "as_strided_",
+)
 
 
 class Tail(NamedTuple):

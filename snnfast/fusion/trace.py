@@ -36,20 +36,61 @@ _numbers = itertools.count()
 # Where C code would look for numbers, sequences, arrays or types, in some versions of torch, and what earlier fusing
 # wrote: written down as is.
 _RECORDED = (
-    torch.tensor, torch.as_tensor, torch.asarray, torch.zeros, torch.ones, torch.empty, torch.full, torch.eye,
-    torch.arange, torch.linspace, torch.logspace, torch.rand, torch.randn, torch.randint, torch.randperm,
-    torch.tril_indices, torch.triu_indices, torch.reshape, torch.tile, torch.roll, torch.broadcast_to,
-    torch.broadcast_shapes, torch.permute, torch.repeat_interleave, torch.avg_pool1d, torch.finfo, torch.iinfo,
-    fit_residual, join_sizes, laid_out,
-)  # fmt: skip
+    torch.tensor,
+    torch.as_tensor,
+    torch.asarray,
+    torch.zeros,
+    torch.ones,
+    torch.empty,
+    torch.full,
+    torch.eye,
+    torch.arange,
+    torch.linspace,
+    torch.logspace,
+    torch.rand,
+    torch.randn,
+    torch.randint,
+    torch.randperm,
+    torch.tril_indices,
+    torch.triu_indices,
+    torch.reshape,
+    torch.tile,
+    torch.roll,
+    torch.broadcast_to,
+    torch.broadcast_shapes,
+    torch.permute,
+    torch.repeat_interleave,
+    torch.avg_pool1d,
+    torch.finfo,
+    torch.iinfo,
+    fit_residual,
+    join_sizes,
+    laid_out,
+)
 _SINGLE = (torch.dtype, torch.layout, torch.memory_format)  # of each value there is one object
-_TAKE_SIZES = ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty",
-               "rand", "randn")  # fmt: skip
+_TAKE_SIZES = (
+    "view",
+    "reshape",
+    "expand",
+    "repeat",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    "zeros",
+    "ones",
+    "empty",
+    "rand",
+    "randn",
+)
 
 
 def _modes() -> tuple:
-    modes: list = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
-                   torch._C._len_torch_function_stack()]  # torch.device as a context, for one  # fmt: skip
+    modes: list = [
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch._C._len_torch_function_stack(),
+    ]  # torch.device as a context, for one
     for device in ("cpu", "cuda"):
         modes += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
     # Activation checkpointing without reentry; torch has no public name for it.
@@ -331,8 +372,11 @@ def _trace(
             raise Untraceable("it makes a tensor that a graph would freeze")
         before = module.__dict__.get(name, shell)
         if value is not before and not (type(value) is type(before) and _same_items(value, before)):
-            raise Untraceable(f"it sets or changes the attribute {name!r}" if name not in _STANDARD
-                              else "it registers parameters, buffers or modules")  # fmt: skip
+            raise Untraceable(
+                f"it sets or changes the attribute {name!r}"
+                if name not in _STANDARD
+                else "it registers parameters, buffers or modules"
+            )
     return _Trace(graph, frozenset(named), frozenset(read), questions.assumed)
 
 
@@ -456,8 +500,10 @@ def _fused_class(recipe: _Recipe) -> type:
         if name in fixed:
             present = getattr(self, name)
             if value is not present and not (type(value) is type(present) and value == present):
-                raise AttributeError(f"{name} cannot be {value!r}: the forward that snnfast.fuse wrote holds for "
-                                     f"{name}={present!r}; set it before fusing")  # fmt: skip
+                raise AttributeError(
+                    f"{name} cannot be {value!r}: the forward that snnfast.fuse wrote holds for "
+                    f"{name}={present!r}; set it before fusing"
+                )
         base.__setattr__(self, name, value)
 
     def __reduce_ex__(self: Any, protocol: int) -> tuple:

@@ -30,12 +30,37 @@ _TENSOR_MODULES = (_BatchNorm, _ConvNd, nn.Linear, nn.Dropout, nn.Identity, nn.F
 _ATTRIBUTES = {"shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device}
 _COUNTS = ("dim", "ndimension", "numel", "nelement")
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
-_TENSOR_METHODS = ("view", "reshape", "flatten", "unflatten", "transpose", "permute", "contiguous", "clone", "detach",
-                   "mean", "sum", "relu", "squeeze", "unsqueeze", "float", "expand", "repeat")  # fmt: skip
+_TENSOR_METHODS = (
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "transpose",
+    "permute",
+    "contiguous",
+    "clone",
+    "detach",
+    "mean",
+    "sum",
+    "relu",
+    "squeeze",
+    "unsqueeze",
+    "float",
+    "expand",
+    "repeat",
+)
 
 
-_ARGUMENTS = ("LIST_", "CALL_INTRINSIC_1", "LOAD_", "PUSH_NULL", "NOP", "BUILD_MAP", "BUILD_CONST_KEY_MAP",
-              "DICT_MERGE")  # what a call's arguments are put together with  # fmt: skip
+_ARGUMENTS = (
+    "LIST_",
+    "CALL_INTRINSIC_1",
+    "LOAD_",
+    "PUSH_NULL",
+    "NOP",
+    "BUILD_MAP",
+    "BUILD_CONST_KEY_MAP",
+    "DICT_MERGE",
+)  # what a call's arguments are put together with
 _isinstance, _hasattr, _getattr, _callable, _len = isinstance, hasattr, getattr, callable, len
 
 
@@ -158,8 +183,18 @@ class _Text(str):
     __slots__ = ()
 
 
-for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__contains__", "__getitem__",
-              *(name for name in dir(str) if not name.startswith("__"))):  # fmt: skip
+for _name in (
+    "__eq__",
+    "__ne__",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+    "__hash__",
+    "__contains__",
+    "__getitem__",
+    *(name for name in dir(str) if not name.startswith("__")),
+):
     setattr(_Text, _name, _refused("it decides by a value's text"))
 
 

@@ -102,9 +102,15 @@ class BatchNormNeuron(_BatchNorm):
         return self._over_time(current, steps, residual)
 
     def _run(
-        self, current: Tensor, v0: Tensor | None, threshold: Tensor | None, tau: Tensor | None, keep: int,
-        steps: int | None, residual: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        current: Tensor,
+        v0: Tensor | None,
+        threshold: Tensor | None,
+        tau: Tensor | None,
+        keep: int,
+        steps: int | None,
+        residual: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch = self.training or self.running_mean is None
         running = None if self.running_mean is None else (self.running_mean, self.running_var)
         # As in nn.BatchNorm, whose attributes are there to be changed at any time.
@@ -117,9 +123,23 @@ class BatchNormNeuron(_BatchNorm):
                 momentum = 1.0 / (self.num_batches_tracked + 1).double()
         norm = BatchNorm(self.eps, batch, resolve_group(self.process_group) if batch else None)
         return run_normalized(
-            self._dynamics, norm, current, residual, v0, threshold, tau, self.weight, self.bias, running, momentum,
-            steps, self.time_dim, keep, self.num_features, self.num_batches_tracked,
-        )  # fmt: skip
+            self._dynamics,
+            norm,
+            current,
+            residual,
+            v0,
+            threshold,
+            tau,
+            self.weight,
+            self.bias,
+            running,
+            momentum,
+            steps,
+            self.time_dim,
+            keep,
+            self.num_features,
+            self.num_batches_tracked,
+        )
 
     def _check_input_dim(self, input: Tensor) -> None:
         # What a call takes depends on its arguments: run_normalized checks it.
@@ -243,10 +263,20 @@ class BatchNormIF(BatchNormNeuron, IF):
         if unknown:
             raise hints.refuse("BatchNormIF", BatchNormIF, unknown)
         IF.__init__(
-            self, threshold, reset=reset, reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset,
-            fire_on_equal=fire_on_equal, delay=delay, time_dim=time_dim, carry_state=carry_state,
-            learn_threshold=learn_threshold, device=device, dtype=dtype,
-        )  # fmt: skip
+            self,
+            threshold,
+            reset=reset,
+            reset_value=reset_value,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal,
+            delay=delay,
+            time_dim=time_dim,
+            carry_state=carry_state,
+            learn_threshold=learn_threshold,
+            device=device,
+            dtype=dtype,
+        )
         self._add_batch_norm(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype)
 
 
@@ -285,8 +315,21 @@ class BatchNormLIF(BatchNormNeuron, LIF):
         if unknown:
             raise hints.refuse("BatchNormLIF", BatchNormLIF, unknown)
         LIF.__init__(
-            self, tau, threshold, decay_input=decay_input, learn_tau=learn_tau, reset=reset, reset_value=reset_value,
-            surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal, delay=delay,
-            time_dim=time_dim, carry_state=carry_state, learn_threshold=learn_threshold, device=device, dtype=dtype,
-        )  # fmt: skip
+            self,
+            tau,
+            threshold,
+            decay_input=decay_input,
+            learn_tau=learn_tau,
+            reset=reset,
+            reset_value=reset_value,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal,
+            delay=delay,
+            time_dim=time_dim,
+            carry_state=carry_state,
+            learn_threshold=learn_threshold,
+            device=device,
+            dtype=dtype,
+        )
         self._add_batch_norm(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype)

@@ -51,12 +51,11 @@ class Neuron(WithNumbers, Layer):
     ) -> None:
         super().__init__()
         check_time_dim(time_dim)
-        checked = make_dynamics(
-            type(self).__name__, threshold=threshold, tau=tau, decay_input=decay_input, **options
-        )
+        checked = make_dynamics(type(self).__name__, threshold=threshold, tau=tau, decay_input=decay_input, **options)
         if flag("carry_state", carry_state) and checked.delay:
-            raise ValueError("delay=True cannot be used with carry_state=True: the potential alone does not hold the "
-                             "pending spike")  # fmt: skip
+            raise ValueError(
+                "delay=True cannot be used with carry_state=True: the potential alone does not hold the pending spike"
+            )
         self.time_dim = time_dim
         self.carry_state = carry_state
         self._state: Tensor | None = None
@@ -167,9 +166,14 @@ class Neuron(WithNumbers, Layer):
         return spikes
 
     def _run(
-        self, current: Tensor, v0: Tensor | None, threshold: Tensor | None, tau: Tensor | None, keep: int,
-        steps: int | None
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        current: Tensor,
+        v0: Tensor | None,
+        threshold: Tensor | None,
+        tau: Tensor | None,
+        keep: int,
+        steps: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return integrate.run(self._dynamics, current, v0, threshold, tau, steps, self.time_dim, keep)
 
     @property
@@ -292,10 +296,21 @@ class IF(Neuron):
         if unknown:
             raise hints.refuse("IF", IF, unknown)
         super().__init__(
-            threshold, None, False, learn_threshold, time_dim, carry_state, device, dtype, reset=reset,
-            reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset, fire_on_equal=fire_on_equal,
+            threshold,
+            None,
+            False,
+            learn_threshold,
+            time_dim,
+            carry_state,
+            device,
+            dtype,
+            reset=reset,
+            reset_value=reset_value,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal,
             delay=delay,
-        )  # fmt: skip
+        )
 
 
 class LIF(Neuron):
@@ -336,10 +351,21 @@ class LIF(Neuron):
         if unknown:
             raise hints.refuse("LIF", LIF, unknown)
         super().__init__(
-            threshold, given_tau(tau), decay_input, learn_threshold, time_dim, carry_state, device, dtype,
-            reset=reset, reset_value=reset_value, surrogate=surrogate, detach_reset=detach_reset,
-            fire_on_equal=fire_on_equal, delay=delay,
-        )  # fmt: skip
+            threshold,
+            given_tau(tau),
+            decay_input,
+            learn_threshold,
+            time_dim,
+            carry_state,
+            device,
+            dtype,
+            reset=reset,
+            reset_value=reset_value,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal,
+            delay=delay,
+        )
         nn.Module.__setattr__(self, "decay_input", decay_input)
         if flag("learn_tau", learn_tau):
             dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -389,5 +415,3 @@ class LIF(Neuron):
         else:
             tau, learned = show_table(self.tau), ""
         return f"tau={tau}, decay_input={self.decay_input}, {super().extra_repr()}{learned}"
-
-

@@ -82,8 +82,9 @@ def _held_tensors(module: WithNumbers, prefix: str) -> list[tuple[str, Tensor]]:
     # On the CPU whatever the default device is: reading them waits for nothing.
     return [
         (prefix + name, torch.tensor(numbers[name], dtype=torch.float64, device="cpu"))
-        for name in module._held if name in numbers
-    ]  # fmt: skip
+        for name in module._held
+        if name in numbers
+    ]
 
 
 # Modules around another one whose names torch, or users, take out of the keys, and nobody out of the metadata.
@@ -249,6 +250,10 @@ def _warn(load: list[str], what: str, message: str, *, each_load: bool = True) -
         frame = frame.f_back
     registry = None if each_load else frame.f_globals.setdefault("__warningregistry__", {})
     warnings.warn_explicit(
-        message, UserWarning, frame.f_code.co_filename, frame.f_lineno,
-        module=frame.f_globals.get("__name__"), registry=registry,
-    )  # fmt: skip
+        message,
+        UserWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=registry,
+    )

@@ -15,15 +15,17 @@ from snnfast.dynamics import DTYPES, check_dtype
 __all__ = ["LOGITS", "logit_of", "reset_tables", "set_table", "show_table", "start_of", "write_table"]
 
 # The logits between which a learned tau neither rounds to 1 nor overflows. Its gradient is 0 beyond.
-LOGITS = {
-    dtype: (-math.log(torch.finfo(dtype).max / 2), -math.log(torch.finfo(dtype).eps)) for dtype in DTYPES
-}
+LOGITS = {dtype: (-math.log(torch.finfo(dtype).max / 2), -math.log(torch.finfo(dtype).eps)) for dtype in DTYPES}
 
 
 def set_table(
-    layer: nn.Module, name: str, value: float | Tensor, learn: bool, device: Any = None,
+    layer: nn.Module,
+    name: str,
+    value: float | Tensor,
+    learn: bool,
+    device: Any = None,
     dtype: torch.dtype | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Stores a number as it is, a tensor as a buffer, and what is learned as a parameter."""
     check_device("device", device)
     if dtype is not None and not any(dtype is allowed for allowed in DTYPES):

@@ -168,10 +168,20 @@ _NODE_KEY = "snnfast spikes"
 _VIEWS = frozenset(
     name + "Backward0"
     for name in (
-        "Alias", "Expand", "Permute", "ReshapeAlias", "Select", "Slice", "Squeeze", "T", "Transpose", "Unsqueeze",
-        "UnsafeView", "View",
+        "Alias",
+        "Expand",
+        "Permute",
+        "ReshapeAlias",
+        "Select",
+        "Slice",
+        "Squeeze",
+        "T",
+        "Transpose",
+        "Unsqueeze",
+        "UnsafeView",
+        "View",
     )
-) | {"SqueezeBackward1", "SqueezeBackward2"}  # fmt: skip
+) | {"SqueezeBackward1", "SqueezeBackward2"}
 # … and what writes nothing but values of its input: a cast of zeros and ones is exact, the largest of some is one.
 _COPIES = frozenset(
     ("CloneBackward0", "ToCopyBackward0", "MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0")

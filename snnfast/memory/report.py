@@ -61,10 +61,15 @@ class MemoryReport:
 
     def __str__(self) -> str:
         rows = [
-            (row.name, row.kind, readable(row.kept if row.naive is None else row.naive), readable(row.kept),
-             readable(row.packed))
+            (
+                row.name,
+                row.kind,
+                readable(row.kept if row.naive is None else row.naive),
+                readable(row.kept),
+                readable(row.packed),
+            )
             for row in self.rows
-        ]  # fmt: skip
+        ]
         heads = ("kept for backward by", "", "plain loop", "snnfast", "pack_spikes")
         total = ("total", "", readable(self.naive), readable(self.kept), readable(self.packed))
         head, *lines = table([heads, *rows, total], left=2)

@@ -131,9 +131,7 @@ def plain_net(
     if type(layers) is not int or layers not in _PLAIN_BLOCKS:
         raise ValueError(f"layers must be one of {', '.join(map(str, _PLAIN_BLOCKS))}, got {layers!r}")
     made = Activation(activation, batch_norm, neuron)
-    check_sizes(
-        num_classes=num_classes, in_channels=in_channels, image_size=image_size, steps=steps, width=width
-    )
+    check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size, steps=steps, width=width)
     blocks = _PLAIN_BLOCKS[layers]
     channels = [width * 2**index for index, count in enumerate(blocks) for _ in range(count)]
     strides = [2 if first else 1 for count in blocks for first in (True, *[False] * (count - 1))]

@@ -17,9 +17,15 @@ from snnfast.layers import LIF, Readout
 from snnfast.models.activations import LAYER_TYPES, Activation
 
 __all__ = [
-    "Network", "SummedLinear", "at_least_one", "check_images", "check_sizes", "each_step", "named_options",
+    "Network",
+    "SummedLinear",
+    "at_least_one",
+    "check_images",
+    "check_sizes",
+    "each_step",
+    "named_options",
     "three_sizes",
-]  # fmt: skip
+]
 
 Make = TypeVar("Make", bound=Callable[..., nn.Module])
 

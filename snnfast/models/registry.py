@@ -46,9 +46,12 @@ def digits(
     check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     options = Activation(activation, False, {"reset": "soft", **neuron}).neuron
     return DigitsNet(
-        (in_channels, image_size, image_size), num_classes, steps=steps, widths=widths,
+        (in_channels, image_size, image_size),
+        num_classes,
+        steps=steps,
+        widths=widths,
         neuron=lambda: kinds[activation](**options),
-    )  # fmt: skip
+    )
 
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {

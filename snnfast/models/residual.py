@@ -197,9 +197,15 @@ def resnet11(
         blocks.append([Convolution(channels), Convolution(channels, stride=stride)])
         size = (size - 1) // stride + 1
     return ResNet(
-        Convolution(width).make(in_channels, not batch_norm), nn.AvgPool2d(2), blocks, (8 * width * size * size, 1024),
-        nn.Identity(), num_classes, made, steps,
-    )  # fmt: skip
+        Convolution(width).make(in_channels, not batch_norm),
+        nn.AvgPool2d(2),
+        blocks,
+        (8 * width * size * size, 1024),
+        nn.Identity(),
+        num_classes,
+        made,
+        steps,
+    )
 
 
 def _stem(name: str, in_channels: int, width: int, bias: bool) -> tuple[nn.Conv2d, nn.Module]:
@@ -277,9 +283,14 @@ def resnet50(
 
 
 def _staged(
-    blocks: Sequence[Sequence[Convolution]], stem: str, width: int, num_classes: int, in_channels: int,
-    activation: Activation, steps: int
-) -> ResNet:  # fmt: skip
+    blocks: Sequence[Sequence[Convolution]],
+    stem: str,
+    width: int,
+    num_classes: int,
+    in_channels: int,
+    activation: Activation,
+    steps: int,
+) -> ResNet:
     convolution, pool = _stem(stem, in_channels, width, not activation.batch_norm)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return ResNet(convolution, pool, blocks, None, head, num_classes, activation, steps)

@@ -31,9 +31,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 LAST, POTENTIAL, CHECKPOINTS = 1, 2, 4
 INITIAL, THRESHOLD, TAU, CURRENT, RESIDUAL, SUMS = 1, 2, 4, 8, 16, 32
 
-NUMBERS = (
-    "float threshold_value, float tau_value, float reset_value, int flags, int shape, float gamma, float beta, "
-)
+NUMBERS = "float threshold_value, float tau_value, float reset_value, int flags, int shape, float gamma, float beta, "
 CALL = "SymInt steps, int time_dim, "
 STATES = "Tensor? v0, Tensor? threshold, Tensor? tau, "
 GRADIENTS = "Tensor? grad_spikes, Tensor? grad_v_last, Tensor? grad_potential, Tensor current, "
@@ -45,8 +43,7 @@ define(
     "-> (Tensor grad_current, Tensor grad_v0, Tensor grad_threshold, Tensor grad_tau)"
 )
 define(
-    f"normalized_forward(Tensor current, {STATES}{NUMBERS}{CALL}int keep, Tensor tables, Tensor? residual) "
-    f"-> {OUTPUTS}"
+    f"normalized_forward(Tensor current, {STATES}{NUMBERS}{CALL}int keep, Tensor tables, Tensor? residual) -> {OUTPUTS}"
 )
 define(
     f"normalized_backward({GRADIENTS}{STATES}Tensor? checkpoints, {NUMBERS}{CALL}int wanted, "
@@ -162,9 +159,15 @@ def forward(
         if tables:
             tables.spread(channels)
         p = plan(
-            current.shape, current.stride(), steps, time_dim, channels, None, None,
+            current.shape,
+            current.stride(),
+            steps,
+            time_dim,
+            channels,
+            None,
+            None,
             *residual_layout(current, residual, steps),
-        )  # fmt: skip
+        )
     empty_strided, device, dtype = torch.empty_strided, current.device, current.dtype
 
     spikes = empty_strided(p.shape, p.run_strides, dtype=dtype, device=device)
@@ -174,9 +177,7 @@ def forward(
     if keep & POTENTIAL:
         potential = empty_strided(p.shape, p.run_strides, dtype=state, device=device)
     if keep & CHECKPOINTS and p.steps > CHECKPOINT_INTERVAL:
-        checkpoints = torch.empty(
-            (p.steps - 1) // CHECKPOINT_INTERVAL * p.neurons, dtype=state, device=device
-        )
+        checkpoints = torch.empty((p.steps - 1) // CHECKPOINT_INTERVAL * p.neurons, dtype=state, device=device)
     if p.neurons:
         x = as_current(current, p, steps > 0, p.copy_current)
         r = None if residual is None else as_current(residual, p, residual.dim() < len(p.shape), p.copy_residual)
@@ -355,9 +356,16 @@ def channel_sums(values: Tensor, sizes: tuple[int, int, int], target: Any, where
     size = target.channel_sum_workspace(arrays, before, channels, after) if where.on_device else 0
     workspace = torch.empty(size, dtype=torch.float64, device=values.device)
     target.channel_sum(
-        where, DTYPE_CODES[values.dtype], arrays, before, channels, after,
-        values.data_ptr(), sums.data_ptr(), workspace.data_ptr(),
-    )  # fmt: skip
+        where,
+        DTYPE_CODES[values.dtype],
+        arrays,
+        before,
+        channels,
+        after,
+        values.data_ptr(),
+        sums.data_ptr(),
+        workspace.data_ptr(),
+    )
     return sums
 
 
@@ -369,9 +377,23 @@ def backward(*arguments: Any) -> tuple[Tensor | None, ...]:
 
 @torch.library.register_fake("snnfast::integrate_forward", lib=library)
 def forward_shapes(
-    current, v0, threshold, tau, threshold_value, tau_value, reset_value, flags, shape, gamma, beta, steps, time_dim,
-    keep, tables=None, residual=None
-):  # fmt: skip
+    current,
+    v0,
+    threshold,
+    tau,
+    threshold_value,
+    tau_value,
+    reset_value,
+    flags,
+    shape,
+    gamma,
+    beta,
+    steps,
+    time_dim,
+    keep,
+    tables=None,
+    residual=None,
+):
     state = state_dtype(current.dtype)
     spikes = spikes_like(current, steps, time_dim)
     one_step = torch.empty_like(spikes.select(time_dim, 0), dtype=state)
@@ -386,9 +408,28 @@ def forward_shapes(
 
 @torch.library.register_fake("snnfast::normalized_backward", lib=library)
 def backward_shapes(
-    grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints, threshold_value, tau_value,
-    reset_value, flags, shape, gamma, beta, steps, time_dim, wanted, tables=None, gradient_tables=None, residual=None
-):  # fmt: skip
+    grad_spikes,
+    grad_v_last,
+    grad_potential,
+    current,
+    v0,
+    threshold,
+    tau,
+    checkpoints,
+    threshold_value,
+    tau_value,
+    reset_value,
+    flags,
+    shape,
+    gamma,
+    beta,
+    steps,
+    time_dim,
+    wanted,
+    tables=None,
+    gradient_tables=None,
+    residual=None,
+):
     state = state_dtype(current.dtype)
     spikes = spikes_like(current, steps, time_dim)
     one_step = spikes.select(time_dim, 0)

@@ -61,9 +61,18 @@ def batch_norm_tables(
     sums = channel_sums(neurons, p.sum_sizes, target, where)
     addresses, _kept = parameters(weight, bias)
     target.finish_moments(
-        where, dtype, p.layout, current.numel() / channels, x.data_ptr(), sums.data_ptr(), eps, *addresses,
-        moments.data_ptr(), tables.data_ptr(), tracked.data_ptr(),
-    )  # fmt: skip
+        where,
+        dtype,
+        p.layout,
+        current.numel() / channels,
+        x.data_ptr(),
+        sums.data_ptr(),
+        eps,
+        *addresses,
+        moments.data_ptr(),
+        tables.data_ptr(),
+        tracked.data_ptr(),
+    )
     return moments, tables, tracked
 
 
@@ -95,10 +104,19 @@ def normalization_gradients(
         return gradient_tables, grad_weight, grad_bias
     target, where = backends.target(moments)
     target.normalization_gradients(
-        where, DTYPE_CODES[tables.dtype], channels, eps, float(count), sums.data_ptr(), moments.data_ptr(),
-        tables.data_ptr(), gradient_tables.data_ptr(), DTYPE_CODES[dtype], grad_weight.data_ptr(),
+        where,
+        DTYPE_CODES[tables.dtype],
+        channels,
+        eps,
+        float(count),
+        sums.data_ptr(),
+        moments.data_ptr(),
+        tables.data_ptr(),
+        gradient_tables.data_ptr(),
+        DTYPE_CODES[dtype],
+        grad_weight.data_ptr(),
         grad_bias.data_ptr(),
-    )  # fmt: skip
+    )
     return gradient_tables, grad_weight, grad_bias
 
 

@@ -46,8 +46,9 @@ def check_bits(bits: Tensor, count: int, dtype: torch.dtype) -> None:
     if bits.dtype != torch.uint8:
         raise TypeError(f"bits must be uint8, got {bits.dtype}")
     if bits.dim() != 1 or not bits.is_contiguous():
-        raise ValueError(f"bits must be one contiguous dimension, got shape {list(bits.shape)} with strides "
-                         f"{list(bits.stride())}")  # fmt: skip
+        raise ValueError(
+            f"bits must be one contiguous dimension, got shape {list(bits.shape)} with strides {list(bits.stride())}"
+        )
     if count < 0:
         raise ValueError(f"count must be >= 0, got {count}")
     torch._check(

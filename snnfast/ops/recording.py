@@ -43,5 +43,3 @@ def refuse_to_record(name: str, current: Tensor, why: str) -> None:
     if recording(current):
         how = "torch.export" if torch.compiler.is_compiling() else "torch.jit.trace"
         raise NotImplementedError(f"{name} cannot be recorded by {how}: {why}")
-
-

@@ -42,9 +42,7 @@ class Run:
 
 @contextmanager
 def prepared(
-    options: TrainOptions,
-    processes: Processes = ALONE,
-    device: torch.device | None = None,
+    options: TrainOptions, processes: Processes = ALONE, device: torch.device | None = None
 ) -> Iterator[tuple[ImageData, torch.device, OutputFolder]]:
     """Finds what is wrong with device, data set or output folder, before any training.
 

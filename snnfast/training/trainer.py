@@ -164,8 +164,10 @@ class Trainer:
             except ValueError as error:
                 raise OptionError(f"gamma must be given, it cannot be tuned: {error}") from error
             gamma = search.gamma
-            say(f"gamma   {gamma:.4g}, tuned: gradients of the first half over the rest {search.ratio:.3g} "
-                f"({len(search.gammas)} evaluations)")  # fmt: skip
+            say(
+                f"gamma   {gamma:.4g}, tuned: gradients of the first half over the rest {search.ratio:.3g} "
+                f"({len(search.gammas)} evaluations)"
+            )
         if self.options.lr == FIND:
             size = self.options.batch_size // self.processes.count
             trial = tuning.lr_range_test(self.model, batches(size, min(self.batches, _RATE_STEPS)), steps=_RATE_STEPS)

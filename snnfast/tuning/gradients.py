@@ -182,9 +182,7 @@ def _gradients_of_batch(
         value = checked_loss(loss, model(inputs), targets)
         if value.requires_grad:
             torch.autograd.grad(value.sum(), anchor, allow_unused=True)
-    return {
-        layer: sum(map(float, sums)) / max(1, numbers[layer]) if sums else None for layer, sums in arrived.items()
-    }
+    return {layer: sum(map(float, sums)) / max(1, numbers[layer]) if sums else None for layer, sums in arrived.items()}
 
 
 class _Probe(Function):
