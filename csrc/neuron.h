@@ -101,10 +101,13 @@ SNNFAST_HD StepGradient<V> step_gradient(const D& dynamics, const Coefficients<V
                                          V h, V grad_spike, V grad_recorded, V grad_after) {
     const auto fired = fires(dynamics, k, h);
     const V slope = Surrogate::derivative(V(h - k.threshold), gamma, beta);
-    const V reset_by = dynamics.soft ? V(-k.threshold) : V(dynamics.reset_value - h);
-    const V product = grad_after * reset_by;
-    const V through_reset = dynamics.soft ? product : grad_after == V{} ? V{} : product;
-    const V through_spike = dynamics.attached ? V(grad_spike + through_reset) : grad_spike;
+    V through_spike = grad_spike;
+    if (dynamics.attached || !branches_are_cheap) {
+        const V reset_by = dynamics.soft ? V(-k.threshold) : V(dynamics.reset_value - h);
+        const V product = grad_after * reset_by;
+        const V through_reset = dynamics.soft ? product : grad_after == V{} ? V{} : product;
+        through_spike = dynamics.attached ? V(grad_spike + through_reset) : grad_spike;
+    }
     const V at_threshold = slope == V{} ? V{} : V(through_spike * slope);
     const V passed_on = dynamics.soft ? grad_after : (fired ? V{} : grad_after);
     const V subtracted = dynamics.soft ? (fired ? grad_after : V{}) : V{};

@@ -44,6 +44,14 @@ SNNFAST_HD auto approximate_quotient<float, float>(float a, float b) {
 }
 #endif
 
+// Whether a branch on a value that all neurons share costs less than what it skips. On a GPU it makes the compiler keep
+// more values at once than there are registers.
+#if defined(__CUDA_ARCH__)
+constexpr bool branches_are_cheap = false;
+#else
+constexpr bool branches_are_cheap = true;
+#endif
+
 SNNFAST_HD double square_root(double value) {
 #if defined(__CUDA_ARCH__)
     return __dsqrt_rn(value);
