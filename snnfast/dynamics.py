@@ -36,13 +36,15 @@ class Dynamics:
     reset_value: float
     flags: int
     surrogate: Any  # one of the seven shapes; in sf.reference also any callable
-    # What every op takes: threshold, tau, reset value, flags, shape, gamma, beta.
-    numbers: tuple[float, float, float, int, int, float, float] = field(init=False, repr=False, compare=False)
+    # What every op takes (snnfast.ops.options): threshold, tau, reset value, gamma, beta; flags and the shape's code.
+    neuron: tuple[float, float, float, float, float] = field(init=False, repr=False, compare=False)
+    kinds: tuple[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         s = self.surrogate
-        shape = (s.code, s.sharpness, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
-        object.__setattr__(self, "numbers", (self.threshold, self.tau, self.reset_value, self.flags, *shape))
+        code, gamma, beta = (s.code, s.sharpness, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
+        object.__setattr__(self, "neuron", (self.threshold, self.tau, self.reset_value, gamma, beta))
+        object.__setattr__(self, "kinds", (self.flags, code))
 
     @property
     def leaky(self) -> bool:

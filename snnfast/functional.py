@@ -11,8 +11,8 @@ from snnfast._arguments.checks import flag
 from snnfast.autograd.integrate import run
 from snnfast.autograd.normalize import run_normalized
 from snnfast.dynamics import given_tau, make_dynamics
-from snnfast.normalization import BatchNorm, check_momentum
-from snnfast.ops import integrate as ops
+from snnfast.normalization import Affine, Normalization, check_eps, check_momentum, resolve_group
+from snnfast.ops.options import LAST, POTENTIAL, States
 from snnfast.surrogate import Surrogate
 
 __all__ = ["batch_norm_integrate_and_fire", "integrate_and_fire", "leaky_integrate_and_fire"]
@@ -93,8 +93,8 @@ def integrate_and_fire(
         fire_on_equal=fire_on_equal,
         delay=delay,
     )
-    keep = ops.LAST | ops.POTENTIAL * flag("return_potential", return_potential)
-    outputs = run(dynamics, current, v0, _as_tensor(threshold), None, steps, time_dim, keep)
+    wanted = LAST | POTENTIAL * flag("return_potential", return_potential)
+    outputs = run(dynamics, current, States(v0, _as_tensor(threshold), None), steps, time_dim, wanted)
     return outputs if return_potential else outputs[:2]
 
 
@@ -145,8 +145,8 @@ def leaky_integrate_and_fire(
         fire_on_equal=fire_on_equal,
         delay=delay,
     )
-    keep = ops.LAST | ops.POTENTIAL * flag("return_potential", return_potential)
-    outputs = run(dynamics, current, v0, _as_tensor(threshold), _as_tensor(tau), steps, time_dim, keep)
+    wanted = LAST | POTENTIAL * flag("return_potential", return_potential)
+    outputs = run(dynamics, current, States(v0, _as_tensor(threshold), _as_tensor(tau)), steps, time_dim, wanted)
     return outputs if return_potential else outputs[:2]
 
 
@@ -228,23 +228,14 @@ def batch_norm_integrate_and_fire(
         raise ValueError("running_mean and running_var must be given both or neither")
     if not flag("training", training) and running_mean is None:
         raise ValueError("running_mean and running_var must be given where training=False")
-    running = None if running_mean is None else (running_mean, running_var)
-    norm = BatchNorm.make(eps, training, process_group)
-    keep = ops.LAST | ops.POTENTIAL * flag("return_potential", return_potential)
-    outputs = run_normalized(
-        dynamics,
-        norm,
-        current,
-        residual,
-        v0,
-        _as_tensor(threshold),
-        _as_tensor(tau),
-        weight,
-        bias,
-        running,
+    normalization = Normalization(
+        check_eps(eps),
+        training,
+        Affine(weight, bias, running_mean, running_var),
+        resolve_group(process_group) if training else None,
         check_momentum(momentum),
-        steps,
-        time_dim,
-        keep,
     )
+    states = States(v0, _as_tensor(threshold), _as_tensor(tau))
+    wanted = LAST | POTENTIAL * flag("return_potential", return_potential)
+    outputs = run_normalized(dynamics, normalization, current, residual, states, steps, time_dim, wanted)
     return outputs if return_potential else outputs[:2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from snnfast.dynamics import DTYPES, check_dense, check_dtype, not_a_tensor
 
 __all__ = [
     "WORLD_ONCE_INITIALISED",
-    "BatchNorm",
+    "Affine",
+    "Normalization",
     "channels_of",
     "check_eps",
     "check_momentum",
@@ -26,21 +27,31 @@ WORLD_ONCE_INITIALISED = "world, once initialised"
 """The process group of layers that nn.SyncBatchNorm.convert_sync_batchnorm converted, as lenient as torch's own."""
 
 
-@dataclass(frozen=True)
-class BatchNorm:
-    """The options of a normalization, in the terms of torch.nn.functional.batch_norm.
+class Affine(NamedTuple):
+    """Per channel, [C] each: the parameters (None: 1 and 0), and the running statistics."""
 
-    ``batch``: normalize by the batch's own statistics, and let the gradient pass through them.
-    """
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    variance: Tensor | None
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What one call normalizes by, in the terms of torch.nn.functional.batch_norm. The options are checked already."""
 
     eps: float
-    batch: bool
-    process_group: Any = None  # None: this process alone
+    batch: bool  # by the batch's own statistics, through which the gradient passes; otherwise by the running ones
+    affine: Affine
+    process_group: Any = None  # statistics over its processes; None: of this process alone
+    momentum: float | Tensor | None = None  # of the running statistics, where a batch moves them; None: it does not
+    batches: Tensor | None = None  # counted up with them
+    channels: int | None = None  # that the current must have; None: any
 
-    @classmethod
-    def make(cls, eps: float, batch: bool, process_group: Any = None) -> BatchNorm:
-        """Checks the options; TypeError or ValueError naming the one that is wrong."""
-        return cls(check_eps(eps), batch, resolve_group(process_group) if batch else None)
+    def with_statistics(self, mean: Tensor, variance: Tensor) -> Normalization:
+        """The same by given statistics."""
+        affine = Affine(self.affine.weight, self.affine.bias, mean, variance)
+        return Normalization(self.eps, False, affine, self.process_group)
 
 
 def check_eps(eps: float) -> float:

@@ -68,5 +68,5 @@ def kernels(request, monkeypatch):
     """The CPU kernels; the CUDA kernels run on the host; the CUDA kernels on a GPU."""
     if request.param == "cuda_on_host":
         core = request.getfixturevalue("core_on_host")
-        monkeypatch.setattr(backends, "target", lambda tensor: (core, core.Where(0, 0, 0)))
+        monkeypatch.setattr(backends, "of", lambda tensor: core.Cuda(0, 0))
     return Kernels(request.param, torch.device("cuda" if request.param == "cuda" else "cpu"))

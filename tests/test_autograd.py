@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast as sf
+from snnfast.ops.options import CURRENT
 from snnfast.surrogate import Exponential, Gaussian, Triangle
 
 BOUND = 1e-12
@@ -347,7 +348,8 @@ def test_a_second_derivative_of_batched_gradients_is_refused(make):
 def test_calling_an_op_directly_leaves_nothing_behind_for_later_calls():
     """torch marks the outputs of what requires grad. None of those may be an output of another call."""
     x = torch.randn(5, 4, requires_grad=True)
-    arguments = (None, None, None, *sf.IF()._dynamics.numbers, 0, 0, 0)
+    neuron, kinds = sf.IF()._dynamics.neuron, sf.IF()._dynamics.kinds
+    arguments = (None, None, None, neuron, kinds, None, 0, 0)
     torch.ops.snnfast.integrate_forward(x, *arguments)
     later = torch.ops.snnfast.integrate_forward(x.detach(), *arguments)
     assert not any(y.requires_grad for y in later)
@@ -360,5 +362,5 @@ def test_a_refused_second_derivative_leaves_nothing_behind_for_later_calls():
     x = torch.randn(5, 4, requires_grad=True)
     torch.autograd.grad(sf.IF()(x).sum(), x, create_graph=True)
     tensors = (torch.ones(5, 4), None, None, x.detach(), None, None, None, torch.empty(0))
-    later = torch.ops.snnfast.integrate_backward(*tensors, 1.0, 0.0, 0.0, 0, 0, 10.0, 1.0, 0, 0, 0)
+    later = torch.ops.snnfast.integrate_backward(*tensors, [1.0, 0.0, 0.0, 10.0, 1.0], [0, 0], None, 0, CURRENT)
     assert not any(y.requires_grad for y in later)

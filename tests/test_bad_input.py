@@ -20,10 +20,10 @@ IF, LIF = sf.functional.integrate_and_fire, sf.functional.leaky_integrate_and_fi
 
 @pytest.fixture(autouse=True)
 def no_kernel_runs(monkeypatch):
-    def target(tensor):
+    def of(tensor):
         raise AssertionError("a kernel was about to run")
 
-    monkeypatch.setattr(backends, "target", target)
+    monkeypatch.setattr(backends, "of", of)
 
 
 def refused(error: type[Exception], *words: str):

@@ -13,8 +13,24 @@ from versions import told
 
 import snnfast as sf
 from snnfast.dynamics import make_dynamics
-from snnfast.ops import integrate as ops
-from snnfast.ops import normalize as normalization_ops
+from snnfast.normalization import Affine
+from snnfast.ops.normalize import NORMALIZED_OUTPUTS, normalized_forward
+from snnfast.ops.options import (
+    BIAS,
+    CHECKPOINTS,
+    CURRENT,
+    INITIAL,
+    LAST,
+    POTENTIAL,
+    RESIDUAL,
+    TAU,
+    THRESHOLD,
+    WEIGHT,
+    Gradients,
+    NormalizedOptions,
+    States,
+)
+from snnfast.ops.registry import complete
 
 C = 3
 
@@ -170,36 +186,38 @@ def currents():
     }
 
 
+LEAKY = make_dynamics("test", tau=2.0, reset="soft", delay=True)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", currents())
 def test_the_ops_pass_torchs_own_check(name):
     x, steps, time_dim, residual = currents()[name]
+    steps = steps or None
     weight, bias, check = normal(C) + 1, normal(C, seed=1), torch.library.opcheck
-    for given in ((weight, bias.double()), (None, None)) if name == "plain" else ((weight, bias),):
-        check(torch.ops.snnfast.batch_norm_tables.default, (x, *given, 1e-5, steps, time_dim))
-    moments, tables, _ = normalization_ops.batch_norm_tables_op(x, weight, bias, 1e-5, steps, time_dim)
-    check(torch.ops.snnfast.normalization_tables.default, (moments, weight, bias, 1e-5, tables.dtype))
-    remade = normalization_ops.normalization_tables_op(moments, weight, bias, 1e-5, tables.dtype)
-    assert torch.equal(remade, tables) or not x.numel()
-
-    threshold, every = torch.tensor([0.3, 0.6, 0.9]), ops.LAST | ops.POTENTIAL | ops.CHECKPOINTS
-    for dynamics, table, tau, v0, keep in (
-        (make_dynamics("test"), None, None, None, ops.CHECKPOINTS),
-        (make_dynamics("test", tau=2.0, reset="soft", delay=True), threshold, threshold + 1.5, normal(4, C, 5), every),
+    threshold, every = torch.tensor([0.3, 0.6, 0.9]), LAST | POTENTIAL | CHECKPOINTS
+    parameters = [(weight, bias)] + [(weight, bias.double()), (None, None)] * (name == "plain")
+    for given, dynamics, table, tau, v0, keep, batch in (
+        *((given, make_dynamics("test"), None, None, None, CHECKPOINTS, True) for given in parameters),
+        ((weight, bias), LEAKY, threshold, threshold + 1.5, normal(4, C, 5), every, False),
+        ((weight, bias), LEAKY, threshold, threshold + 1.5, normal(4, C, 5), every, True),
     ):
         one_step = x.shape if steps else (*x.shape[:time_dim], *x.shape[time_dim + 1 :])
-        v0 = v0 if v0 is not None and v0.shape == one_step else None
-        forward = (x, v0, table, tau, *dynamics.numbers, steps, time_dim, keep)
-        check(torch.ops.snnfast.normalized_forward.default, (*forward, tables, residual))
-        spikes, v_last, potential, checkpoints = ops.normalized_forward(*forward, tables, residual)
-        wanted = ops.CURRENT | (ops.RESIDUAL if residual is not None else 0) | (ops.INITIAL if v0 is not None else 0)
-        if table is None:
-            sent, through = (normal(1).to(spikes).expand(spikes.shape), None, None), None
-            wanted |= ops.SUMS
-        else:
-            sent = (torch.ones_like(spikes), torch.ones_like(v_last), torch.ones_like(potential))
-            wanted, through = wanted | ops.THRESHOLD | ops.TAU, tables[:2].contiguous()
-        backward = (*sent, x, v0, table, tau, checkpoints, *dynamics.numbers, steps, time_dim, wanted)
-        check(torch.ops.snnfast.normalized_backward.default, (*backward, tables, through, residual))
-    given = (normal(2, C, seed=3).double(), moments, tables, 1e-5, 35, x.dtype)
-    check(torch.ops.snnfast.normalization_gradients.default, given)
+        states = States(v0 if v0 is not None and v0.shape == one_step else None, table, tau)
+        affine = Affine(*given, normal(C), normal(C).square())
+        options = NormalizedOptions(dynamics.neuron, dynamics.kinds, steps, time_dim, keep, 1e-5, batch)
+        check(torch.ops.snnfast.normalized_forward.default, (x, residual, *states, *affine, *options))
+        check(torch.ops.snnfast.moments.default, (x, *options))
+        found = complete(normalized_forward(x, residual, states, affine, options), NORMALIZED_OUTPUTS, x)
+        spikes, v_last, potential, checkpoints, moments, tables, _ = found
+        wanted = CURRENT | RESIDUAL * (residual is not None) | INITIAL * (states.v0 is not None)
+        wanted |= WEIGHT * (given[0] is not None) | BIAS * (given[1] is not None)
+        sent = Gradients(normal(1).to(spikes).expand(spikes.shape), None, None)
+        if table is not None:
+            sent, wanted = Gradients(*map(torch.ones_like, (spikes, v_last, potential))), wanted | THRESHOLD | TAU
+        options = options._replace(outputs=wanted)
+        kept = (*given, moments, tables, checkpoints)
+        check(torch.ops.snnfast.normalized_backward.default, (*sent, x, residual, *states, *kept, None, None, *options))
+        check(torch.ops.snnfast.gradient_sums.default, (*sent, x, residual, *states, *kept, None, None, *options))
+        of_all = (*kept, normal(2, C, seed=3).double(), normal(2, C, seed=4).double())
+        check(torch.ops.snnfast.normalized_backward.default, (*sent, x, residual, *states, *of_all, *options))

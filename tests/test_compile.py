@@ -11,7 +11,8 @@ from versions import told
 
 import snnfast as sf
 from snnfast.dynamics import make_dynamics
-from snnfast.ops import integrate as ops
+from snnfast.ops.integrate import integrate_forward
+from snnfast.ops.options import CHECKPOINTS, CURRENT, INITIAL, LAST, POTENTIAL, TAU, THRESHOLD, Options, States
 
 
 @pytest.fixture(autouse=True)
@@ -214,24 +215,24 @@ def test_a_layer_can_be_exported_for_inference():
 def op_arguments():
     """(name, forward arguments) for both ops: dtypes, layouts, tables, held currents, what is kept."""
     x, v0, table = normal(18, 4, 3, 5), normal(4, 3, 5), torch.tensor([0.3, 0.6, 0.9])
-    every = ops.LAST | ops.POTENTIAL | ops.CHECKPOINTS
+    every = LAST | POTENTIAL | CHECKPOINTS
     plain, leaky = make_dynamics("test"), make_dynamics("test", tau=2.0, reset="soft", delay=True)
     return {
-        "plain": (x, None, None, None, plain, 0, 0, 0),
-        "all outputs": (x, v0, None, None, plain, 0, 0, every),
-        "tables": (x, v0, table, table + 1.5, leaky, 0, 0, every),
-        "0-d tables": (x, None, table[0], table[0] + 1.5, leaky, 0, 0, ops.CHECKPOINTS),
+        "plain": (x, None, None, None, plain, None, 0, 0),
+        "all outputs": (x, v0, None, None, plain, None, 0, every),
+        "tables": (x, v0, table, table + 1.5, leaky, None, 0, every),
+        "0-d tables": (x, None, table[0], table[0] + 1.5, leaky, None, 0, CHECKPOINTS),
         "held": (v0, v0, table, None, plain, 20, 0, every),
         "held, batch first": (v0, None, None, None, plain, 7, 1, every),
-        "batch first": (x.transpose(0, 1), v0, None, None, leaky, 0, 1, every),
-        "channels last": (x.movedim(2, -1).contiguous().movedim(-1, 2), v0, None, None, plain, 0, 0, every),
-        "time innermost": (x.movedim(0, -1).contiguous().movedim(-1, 0), None, None, None, plain, 0, 0, every),
-        "every second column": (x[..., ::2], None, None, None, plain, 0, 0, every),
-        "expanded": (v0.expand(18, 4, 3, 5), None, None, None, plain, 0, 0, every),
-        "bfloat16": (x.bfloat16(), v0, table, None, plain, 0, 0, every),
-        "float64": (x.double(), v0, table, table + 1.5, leaky, 0, 0, every),
-        "no neurons": (x[:, :0], None, None, None, plain, 0, 0, every),
-        "one step": (x[:1], v0, None, None, plain, 0, 0, every),
+        "batch first": (x.transpose(0, 1), v0, None, None, leaky, None, 1, every),
+        "channels last": (x.movedim(2, -1).contiguous().movedim(-1, 2), v0, None, None, plain, None, 0, every),
+        "time innermost": (x.movedim(0, -1).contiguous().movedim(-1, 0), None, None, None, plain, None, 0, every),
+        "every second column": (x[..., ::2], None, None, None, plain, None, 0, every),
+        "expanded": (v0.expand(18, 4, 3, 5), None, None, None, plain, None, 0, every),
+        "bfloat16": (x.bfloat16(), v0, table, None, plain, None, 0, every),
+        "float64": (x.double(), v0, table, table + 1.5, leaky, None, 0, every),
+        "no neurons": (x[:, :0], None, None, None, plain, None, 0, every),
+        "one step": (x[:1], v0, None, None, plain, None, 0, every),
     }
 
 
@@ -239,23 +240,25 @@ def op_arguments():
 @pytest.mark.parametrize("name", op_arguments())
 def test_the_ops_pass_torchs_own_check(name):
     current, v0, threshold, tau, dynamics, steps, time_dim, keep = op_arguments()[name]
-    forward = (current, v0, threshold, tau, *dynamics.numbers, steps, time_dim, keep)
-    torch.library.opcheck(torch.ops.snnfast.integrate_forward.default, forward)
-    spikes, v_last, potential, checkpoints = ops.integrate_forward(*forward[:-1], keep | ops.CHECKPOINTS)
-    tables = ops.THRESHOLD * (threshold is not None) | ops.TAU * (tau is not None)
+    states = States(v0, threshold, tau)
+    options = Options(dynamics.neuron, dynamics.kinds, steps, time_dim, keep)
+    torch.library.opcheck(torch.ops.snnfast.integrate_forward.default, (current, *states, *options))
+    kept = options._replace(outputs=keep | CHECKPOINTS)
+    spikes, v_last, potential, checkpoints = integrate_forward(current, states, kept)
+    tables = CURRENT | THRESHOLD * (threshold is not None) | TAU * (tau is not None)
     for wanted, sent in [
-        (0, (torch.ones_like(spikes), None, None)),
-        (ops.INITIAL * (v0 is not None) | tables, (normal(1).to(spikes).expand(spikes.shape), None, None)),
+        (CURRENT, (torch.ones_like(spikes), None, None)),
+        (INITIAL * (v0 is not None) | tables, (normal(1).to(spikes).expand(spikes.shape), None, None)),
         (
             tables,
             (
                 None,
-                torch.ones_like(v_last) if keep & ops.LAST else None,
-                torch.ones_like(potential) if keep & ops.POTENTIAL else None,
+                torch.ones_like(v_last) if keep & LAST else None,
+                torch.ones_like(potential) if keep & POTENTIAL else None,
             ),
         ),
     ]:
-        backward = (*sent, current, v0, threshold, tau, checkpoints, *dynamics.numbers, steps, time_dim, wanted)
+        backward = (*sent, current, *states, checkpoints, *options._replace(outputs=wanted))
         if any(g is not None for g in sent):
             torch.library.opcheck(torch.ops.snnfast.integrate_backward.default, backward)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import snnfast as sf
-from snnfast.memory import packing
+from snnfast.autograd.integrate import listeners
 from snnfast.memory.report import LayerMemory, MemoryReport
 
 T, B = 5, 4
@@ -201,7 +201,7 @@ def test_the_model_is_left_as_it_was(mode):
     assert all(torch.equal(before[1][name], after[1][name]) for name in before[1])
     assert all(a is b for a, b in zip(before[2], after[2], strict=True)) and torch.equal(state, model[1].state)
     assert all(a is b for a, b in zip(before[5], after[5], strict=True))
-    assert not packing.active
+    assert not listeners
 
 
 def test_a_backward_pass_that_was_pending_still_runs():

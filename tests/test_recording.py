@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from versions import TORCH
 
 import snnfast as sf
-from snnfast.ops import integrate as ops
+from snnfast.ops.options import CHECKPOINTS, LAST, POTENTIAL, NormalizedOptions, Options
 
 C = 3
 STEPS = torch.export.Dim("steps", min=2, max=100)
@@ -125,7 +125,7 @@ def test_tensorboard_draws_a_network(tmp_path):
 
     with SummaryWriter(tmp_path) as writer:
         writer.add_graph(network(sf.BatchNormIF(C)), normal(6, 2, 4))
-    assert b"snnfast::normalized_integrate" in next(tmp_path.glob("events*")).read_bytes()
+    assert b"snnfast::normalized_forward" in next(tmp_path.glob("events*")).read_bytes()
 
 
 REFUSING = {
@@ -221,26 +221,26 @@ def test_a_stage_of_a_pipelined_network_trains_as_the_network_does():
 
 def test_an_op_without_a_gradient_of_its_own_says_so():
     x = normal(6, 2, C).requires_grad_()
-    numbers = sf.IF()._dynamics.numbers
-    tables = torch.ones(3, C)
-    spikes, *_ = torch.ops.snnfast.normalized_forward(x, None, None, None, *numbers, 0, 0, 0, tables, None)
-    with pytest.raises(NotImplementedError, match="snnfast::normalized_forward has no derivative of its own"):
-        spikes.sum().backward()
+    dynamics = sf.IF()._dynamics
+    options = NormalizedOptions(dynamics.neuron, dynamics.kinds, None, 0, 0, 1e-5, True)
+    moments = torch.ops.snnfast.moments(x, *options)
+    with pytest.raises(NotImplementedError, match="snnfast::moments has no derivative of its own"):
+        moments.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("keep", [0, ops.LAST | ops.POTENTIAL | ops.CHECKPOINTS], ids=["spikes", "all outputs"])
+@pytest.mark.parametrize("keep", [0, LAST | POTENTIAL | CHECKPOINTS], ids=["spikes", "all outputs"])
 def test_the_ops_that_are_recorded_pass_torchs_own_check_with_their_gradients(keep):
     x, v0, table = normal(18, 4, C, 5), normal(4, C, 5), torch.tensor([0.3, 0.6, 0.9])
-    numbers = sf.LIF(reset="soft")._dynamics.numbers
-    leaves = [t.requires_grad_() for t in (x, v0, table, table.detach() + 1.5)]
-    torch.library.opcheck(torch.ops.snnfast.integrate_forward.default, (*leaves, *numbers, 0, 0, keep))
+    dynamics = sf.LIF(reset="soft")._dynamics
+    options = Options(dynamics.neuron, dynamics.kinds, None, 0, keep)
+    x, *states = [t.requires_grad_() for t in (x, v0, table, table.detach() + 1.5)]
+    torch.library.opcheck(torch.ops.snnfast.integrate_forward.default, (x, *states, *options))
     weight, bias, residual = table.detach() + 1, table.detach().clone(), normal(18, 4, C, 5, seed=1)
-    statistics = table.detach().clone(), table.detach() + 0.5
-    affine = [t.requires_grad_() for t in (weight, bias)]
+    affine = [weight.requires_grad_(), bias.requires_grad_(), table.detach().clone(), table.detach() + 0.5]
     for batch in (True, False):
-        given = (x, residual.requires_grad_(), *leaves[1:], *affine, *statistics, *numbers, 1e-5, batch, 0, 0, keep)
-        torch.library.opcheck(torch.ops.snnfast.normalized_integrate.default, given)
+        given = (x, residual.requires_grad_(), *states, *affine, *options, 1e-5, batch)
+        torch.library.opcheck(torch.ops.snnfast.normalized_forward.default, given)
 
 
 # torch.fx

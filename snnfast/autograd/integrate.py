@@ -17,79 +17,86 @@ from torch.compiler import is_dynamo_compiling
 
 from snnfast.backends import check_device
 from snnfast.dynamics import Dynamics, check_call
-from snnfast.memory import packing
-from snnfast.ops import integrate as ops
+from snnfast.ops.integrate import FORWARD_OUTPUTS, integrate_backward, integrate_forward
+from snnfast.ops.options import (
+    CHECKPOINTS,
+    CURRENT,
+    INITIAL,
+    LAST,
+    POTENTIAL,
+    TAU,
+    THRESHOLD,
+    Gradients,
+    Options,
+    States,
+)
 from snnfast.ops.recording import recording, unrecorded
 from snnfast.ops.registry import WithoutDerivative, any_batched, complete, gradient_of
 
-__all__ = ["announce", "begin", "once_differentiable", "run"]
+__all__ = ["announce", "begin", "for_backward", "listeners", "of_asked_for", "once_differentiable", "run"]
+
+listeners: list[Callable[[Tensor], None]] = []
+"""Called with the spikes of every layer as they leave it. snnfast.memory.packing listens while a context is open."""
 
 
-class _Integrate(Function):
+class Integrate(Function):
     """The forward op and its gradient. Gradients that nobody sends arrive as None, not as zeros.
 
-    ``name`` and ``numbers`` are those of the Dynamics, which itself torch 2.6 cannot trace as an argument.
+    ``name`` is that of the layer or function, for messages. The Dynamics itself torch 2.6 cannot trace as an argument.
     """
 
     @staticmethod
-    def forward(ctx, current, v0, threshold, tau, name, numbers, steps, time_dim, keep):
-        spikes, v_last, potential, checkpoints = ops.integrate_forward(
-            current, v0, threshold, tau, *numbers, steps, time_dim, keep
-        )
+    def forward(ctx, current, v0, threshold, tau, name, options):
+        states = States(v0, threshold, tau)
+        spikes, v_last, potential, checkpoints = integrate_forward(current, states, options)
         ctx.save_for_backward(current, v0, threshold, tau, checkpoints)
-        ctx.neuron, ctx.numbers, ctx.steps, ctx.time_dim, ctx.keep = name, numbers, steps, time_dim, keep
+        ctx.neuron, ctx.options = name, options
         ctx.set_materialize_grads(False)
         return spikes, v_last, potential
 
     @staticmethod
     def backward(ctx, grad_spikes, grad_v_last, grad_potential):
-        current, v0, threshold, tau, checkpoints = ctx.saved_tensors
+        neuron, kinds, steps, time_dim, outputs = ctx.options
         if grad_v_last is not None or grad_potential is not None:
-            grad_v_last, grad_potential = of_asked_for(ctx.keep, grad_v_last, grad_potential)
+            grad_v_last, grad_potential = of_asked_for(outputs, grad_v_last, grad_potential)
         if grad_spikes is None and grad_v_last is None and grad_potential is None:
-            return (None,) * 9
-        _, need_v0, need_threshold, need_tau, *_ = ctx.needs_input_grad
-        wanted = ops.INITIAL * need_v0 | ops.THRESHOLD * need_threshold | ops.TAU * need_tau
-        numbers, steps, time_dim = ctx.numbers, ctx.steps, ctx.time_dim
+            return (None,) * 6
+        need_current, need_v0, need_threshold, need_tau, _, _ = ctx.needs_input_grad
+        wanted = CURRENT | INITIAL * need_v0 | THRESHOLD * need_threshold | TAU * need_tau
+        options = Options(neuron, kinds, steps, time_dim, wanted)
 
-        def compute(*tensors):
-            found = ops.integrate_backward(*tensors, *numbers, steps, time_dim, wanted)
+        def compute(grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints):
+            sent, states = Gradients(grad_spikes, grad_v_last, grad_potential), States(v0, threshold, tau)
+            found = integrate_backward(sent, current, states, checkpoints, options)
+            grad_current, grad_v0, grad_threshold, grad_tau = found
             return (
-                found[0] if ctx.needs_input_grad[0] else None,
-                found[1].to(v0.dtype) if need_v0 else None,
-                found[2] if need_threshold else None,
-                found[3] if need_tau else None,
+                grad_current if need_current else None,
+                grad_v0.to(v0.dtype) if need_v0 else None,
+                grad_threshold if need_threshold else None,
+                grad_tau if need_tau else None,
             )
 
-        tensors = (grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints)
-        return *once_differentiable(ctx.neuron, compute, tensors), None, None, None, None, None
+        tensors = (grad_spikes, grad_v_last, grad_potential, *ctx.saved_tensors)
+        return *once_differentiable(ctx.neuron, compute, tensors), None, None
 
 
-def of_asked_for(keep: int, grad_v_last: Tensor | None, grad_potential: Tensor | None) -> tuple[Tensor | None, ...]:
+def of_asked_for(
+    outputs: int, grad_v_last: Tensor | None, grad_potential: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of the outputs that were asked for; the others are empty and may get an empty gradient."""
-    return grad_v_last if keep & ops.LAST else None, grad_potential if keep & ops.POTENTIAL else None
+    return grad_v_last if outputs & LAST else None, grad_potential if outputs & POTENTIAL else None
 
 
 @gradient_of("integrate_forward")
-def integrate_recorded(current, v0, threshold, tau, *others):
+def integrate_recorded(current: Tensor, states: States, options: Options) -> tuple[Tensor, ...]:
     """The op with its gradient, for networks that were recorded as ops."""
-    *numbers, steps, time_dim, keep = others
-    outputs = _Integrate.apply(
-        current,
-        v0,
-        threshold,
-        tau,
-        "snnfast::integrate_forward",
-        tuple(numbers),
-        steps,
-        time_dim,
-        keep | ops.CHECKPOINTS,
-    )
+    kept = options._replace(outputs=options.outputs | CHECKPOINTS)
+    outputs = Integrate.apply(current, *states, "snnfast::integrate_forward", kept)
     checkpoints = None
-    if keep & ops.CHECKPOINTS:  # the Function keeps its own to itself
+    if options.outputs & CHECKPOINTS:  # the Function keeps its own to itself
         with torch.no_grad():
-            checkpoints = ops.integrate_forward(current, v0, threshold, tau, *others)[3]
-    return complete((*outputs, checkpoints), ops.SPIKES_AND_STATES, current)
+            checkpoints = integrate_forward(current, states, options)[3]
+    return complete((*outputs, checkpoints), FORWARD_OUTPUTS, current)
 
 
 def once_differentiable(name: str, compute: Callable[..., Any], tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
@@ -120,37 +127,21 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
         raise NotImplementedError(f"{name} has no forward-mode derivative")
 
 
-def begin(
-    name: str,
-    current: Tensor,
-    v0: Tensor | None,
-    threshold: Tensor | None,
-    tau: Tensor | None,
-    steps: int | None,
-    time_dim: int,
-    *others: Tensor | None,
-) -> None:
+def begin(name: str, current: Tensor, states: States, steps: int | None, time_dim: int, *others: Tensor | None) -> None:
     """What every call checks before it runs. ``others``: further tensors that gradients may be asked for."""
-    check_call(name, current, v0, threshold, tau, steps, time_dim)
+    check_call(name, current, *states, steps, time_dim)
     check_device(current.device)
-    refuse_transforms(name, current, v0, threshold, tau, *others)
+    refuse_transforms(name, current, *states, *others)
 
 
 def run(
-    dynamics: Dynamics,
-    current: Tensor,
-    v0: Tensor | None,
-    threshold: Tensor | None,
-    tau: Tensor | None,
-    steps: int | None,
-    time_dim: int,
-    keep: int,
+    dynamics: Dynamics, current: Tensor, states: States, steps: int | None, time_dim: int, outputs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks a call and runs it. ``keep``: whether v_last and the potential are wanted; they mean nothing otherwise."""
+    """Checks a call and runs it. ``outputs``: LAST and POTENTIAL, where wanted; they mean nothing otherwise."""
     recorded = recording(current)
-    given = (dynamics.name, current, v0, threshold, tau, steps, time_dim)
+    given = (dynamics.name, current, states, steps, time_dim)
     unrecorded(begin, *given) if recorded else begin(*given)
-    held_steps = 0 if steps is None else steps
+    v0, threshold, tau = states
     if (not recorded and torch.is_grad_enabled()) and (
         current.requires_grad
         or (v0 is not None and v0.requires_grad)
@@ -159,13 +150,11 @@ def run(
     ):
         if v0 is not None or threshold is not None or tau is not None:
             current, v0, threshold, tau = for_backward(current, v0, threshold, tau)
-        spikes, v_last, potential = _Integrate.apply(
-            current, v0, threshold, tau, dynamics.name, dynamics.numbers, held_steps, time_dim, keep | ops.CHECKPOINTS
-        )
+        options = Options(dynamics.neuron, dynamics.kinds, steps, time_dim, outputs | CHECKPOINTS)
+        spikes, v_last, potential = Integrate.apply(current, v0, threshold, tau, dynamics.name, options)
     else:
-        spikes, v_last, potential, _ = ops.integrate_forward(
-            current, v0, threshold, tau, *dynamics.numbers, held_steps, time_dim, keep
-        )
+        options = Options(dynamics.neuron, dynamics.kinds, steps, time_dim, outputs)
+        spikes, v_last, potential, _ = integrate_forward(current, states, options)
     announce(spikes)
     return spikes, v_last, potential
 
@@ -178,9 +167,10 @@ def for_backward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def announce(spikes: Tensor) -> None:
-    """Makes spikes known to an active pack_spikes context.
+    """Makes spikes known to who listens.
 
     Not in a compiled region: its code may reuse the spikes' memory unseen, and must not depend on a context.
     """
-    if not is_dynamo_compiling() and packing.active:
-        packing.register(spikes)
+    if not is_dynamo_compiling() and listeners:
+        for listener in listeners:
+            listener(spikes)

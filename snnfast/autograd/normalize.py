@@ -1,30 +1,54 @@
-"""Neurons on batch-normalized currents: autograd around the opaque ops, and statistics over several processes.
-
-Training takes four passes over the current: its moments; normalize, integrate and fire; the sums per channel of the
-currents' gradients; and the current's gradient. Nothing is kept but the arguments, tables per channel and, beyond 16
-steps, checkpoints of the potential: both backward passes rebuild the potentials.
-"""
+"""Neurons on batch-normalized currents: autograd around the opaque ops, and statistics over several processes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
 from snnfast.autograd.integrate import announce, begin, for_backward, of_asked_for, once_differentiable
-from snnfast.autograd.statistics import batch_statistics, runs_alone, tables_of_all, update_running, values_per_channel
-from snnfast.dynamics import Dynamics, state_dtype
-from snnfast.normalization import BatchNorm, channels_of, check_normalized_call
-from snnfast.ops import integrate as ops
-from snnfast.ops.normalize import normalization_gradients_op
+from snnfast.autograd.statistics import means_of_all, moments_of_all, runs_alone, tracked_of_all, update_running
+from snnfast.dynamics import Dynamics
+from snnfast.normalization import Affine, Normalization, channels_of, check_normalized_call
+from snnfast.ops.normalize import (
+    NORMALIZED_OUTPUTS,
+    Kept,
+    gradient_sums,
+    moments,
+    normalized_backward,
+    normalized_forward,
+)
+from snnfast.ops.options import (
+    BIAS,
+    CHECKPOINTS,
+    CURRENT,
+    INITIAL,
+    RESIDUAL,
+    TAU,
+    THRESHOLD,
+    WEIGHT,
+    Gradients,
+    NormalizedOptions,
+    States,
+)
 from snnfast.ops.recording import recording, refuse_to_record, unrecorded
-from snnfast.ops.registry import complete, define, gradient_of, library, op
+from snnfast.ops.registry import complete, gradient_of
 
 __all__ = ["run_normalized"]
 
+OF_TENSORS = (CURRENT, RESIDUAL, INITIAL, THRESHOLD, TAU, WEIGHT, BIAS)
+"""The bits of the gradients of what the Function is given, in its order."""
 
-class _NormalizedIntegrate(Function):
-    """Forward and backward of the neurons, given the tables. The tables' own gradients are part of the backward."""
+
+class NormalizedIntegrate(Function):
+    """The forward op and its gradient, for one process's statistics or, with ``process_group``, several ones'.
+
+    Autograd sees a Function's own arguments only, hence their number; ``mean`` and ``variance`` get no gradient.
+    ``move`` is called with what the running statistics move towards, and ahead of what is kept: activation
+    checkpointing stops a recomputation there.
+    """
 
     @staticmethod
     def forward(
@@ -36,227 +60,177 @@ class _NormalizedIntegrate(Function):
         tau,
         weight,
         bias,
-        moments,
-        tables,
-        count,
+        mean,
+        variance,
         name,
-        numbers,
-        norm,
-        steps,
-        time_dim,
-        keep,
+        options,
+        process_group,
+        count,
+        move,
     ):
-        spikes, v_last, potential, checkpoints = ops.normalized_forward(
-            current, v0, threshold, tau, *numbers, steps, time_dim, keep, tables, residual
+        states, affine = States(v0, threshold, tau), Affine(weight, bias, mean, variance)
+        found = normalized_forward(current, residual, states, affine, options)
+        spikes, v_last, potential, checkpoints, batch_moments, tables, tracked = found
+        if move is not None:
+            move(tracked)
+        ctx.save_for_backward(
+            current, residual, v0, threshold, tau, weight, bias, batch_moments, tables, checkpoints, count
         )
-        ctx.save_for_backward(current, residual, v0, threshold, tau, weight, bias, moments, count, tables, checkpoints)
-        ctx.neuron, ctx.numbers, ctx.norm = name, numbers, norm
-        ctx.steps, ctx.time_dim, ctx.keep = steps, time_dim, keep
+        ctx.neuron, ctx.options, ctx.process_group = name, options, process_group
         ctx.set_materialize_grads(False)
-        return spikes, v_last, potential
+        if tracked is not None:
+            ctx.mark_non_differentiable(tracked)
+        return spikes, v_last, potential, tracked
 
     @staticmethod
-    def backward(ctx, grad_spikes, grad_v_last, grad_potential):
-        none = (None,) * 16
-        grad_v_last, grad_potential = of_asked_for(ctx.keep, grad_v_last, grad_potential)
+    def backward(ctx, grad_spikes, grad_v_last, grad_potential, _):
+        none = (None,) * 14
+        options = ctx.options
+        grad_v_last, grad_potential = of_asked_for(options.outputs, grad_v_last, grad_potential)
         if grad_spikes is None and grad_v_last is None and grad_potential is None:
             return none
-        numbers, norm, steps, time_dim = ctx.numbers, ctx.norm, ctx.steps, ctx.time_dim
-        needs = ctx.needs_input_grad
+        needs = ctx.needs_input_grad[:7]
+        wanted = sum(bit for bit, needed in zip(OF_TENSORS, needs, strict=True) if needed)
+        options = options._replace(outputs=wanted)
 
         def compute(grad_spikes, grad_v_last, grad_potential, *saved):
-            current, residual, v0, threshold, tau, weight, bias, moments, count, tables, checkpoints = saved
-
-            def run(wanted, gradient_tables):
-                return ops.normalized_backward(
-                    grad_spikes,
-                    grad_v_last,
-                    grad_potential,
-                    current,
-                    v0,
-                    threshold,
-                    tau,
-                    checkpoints,
-                    *numbers,
-                    steps,
-                    time_dim,
-                    wanted,
-                    tables,
-                    gradient_tables,
-                    residual,
-                )
-
-            wanted = ops.CURRENT * needs[0] | ops.RESIDUAL * needs[1] | ops.INITIAL * needs[2]
-            wanted |= ops.THRESHOLD * needs[3] | ops.TAU * needs[4]
-            affine = needs[5] or needs[6]
-            gradient_tables = grad_parameters = None
-            found = None
-            # Where the two differ, one that holds both; each is then rounded once.
-            dtypes = {p.dtype for p in (weight, bias) if p is not None} or {tables.dtype}
-            dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
-            if norm.batch and needs[0]:
-                sums = run(ops.SUMS, None)[5]
-                values = current.numel() // max(moments.shape[1], 1)
-                gradient_tables, *grad_parameters = normalization_gradients_op(
-                    sums, moments, tables, norm.eps, values, dtype
-                )
-                if count is not None:
-                    gradient_tables = tables_of_all(sums, moments, tables, norm, count)
-            elif affine:
-                found = run(wanted | ops.SUMS, None)
-                _, *grad_parameters = normalization_gradients_op(found[5], moments, tables, norm.eps, 1, dtype)
-            if found is None and wanted:
-                found = run(wanted, gradient_tables)
-            found = found or (None,) * 6
-            return (
-                found[0] if needs[0] else None,
-                found[4] if needs[1] else None,
-                found[1].to(v0.dtype) if needs[2] else None,
-                found[2] if needs[3] else None,
-                found[3] if needs[4] else None,
-                grad_parameters[0].to(weight.dtype) if needs[5] else None,
-                grad_parameters[1].to(bias.dtype) if needs[6] else None,
-            )
+            current, residual, v0, threshold, tau, weight, bias, batch_moments, tables, checkpoints, count = saved
+            sent, states = Gradients(grad_spikes, grad_v_last, grad_potential), States(v0, threshold, tau)
+            kept = Kept(weight, bias, batch_moments, tables, checkpoints, None, None)
+            if count is not None and wanted & CURRENT:
+                sums = gradient_sums(sent, current, residual, states, kept, options)
+                means = means_of_all(sums, count, ctx.process_group)
+                kept = Kept(weight, bias, batch_moments, tables, checkpoints, sums, means)
+                batch = options._replace(batch=True)
+            else:
+                batch = options
+            found = normalized_backward(sent, current, residual, states, kept, batch)
+            grad_current, grad_v0, grad_threshold, grad_tau, grad_residual, grad_weight, grad_bias = found
+            grad_v0 = grad_v0.to(v0.dtype) if needs[2] else None
+            of_tensors = (grad_current, grad_residual, grad_v0, grad_threshold, grad_tau, grad_weight, grad_bias)
+            return tuple(g if needed else None for g, needed in zip(of_tensors, needs, strict=True))
 
         tensors = (grad_spikes, grad_v_last, grad_potential, *ctx.saved_tensors)
         return *once_differentiable(ctx.neuron, compute, tensors), *none[7:]
 
 
+@gradient_of("normalized_forward")
+def normalized_recorded(
+    current: Tensor, residual: Tensor | None, states: States, affine: Affine, options: NormalizedOptions
+) -> tuple[Tensor, ...]:
+    """The op with its gradient, for networks that were recorded as ops. Moments and tables stay the op's own."""
+    kept = options._replace(outputs=options.outputs | CHECKPOINTS)
+    spikes, v_last, potential, tracked = NormalizedIntegrate.apply(
+        current, residual, *states, *affine, "snnfast::normalized_forward", kept, None, None, None
+    )
+    own: tuple[Tensor | None, ...] = (None, None, None)
+    if options.outputs & CHECKPOINTS:  # the Function keeps its own to itself
+        with torch.no_grad():
+            own = normalized_forward(current, residual, states, affine, options)[3:6]
+    return complete((spikes, v_last, potential, *own, tracked), NORMALIZED_OUTPUTS, current)
+
+
 def check_and_begin(
     name: str,
-    norm: BatchNorm,
+    normalization: Normalization,
     current: Tensor,
     residual: Tensor | None,
-    v0: Tensor | None,
-    threshold: Tensor | None,
-    tau: Tensor | None,
+    states: States,
     steps: int | None,
     time_dim: int,
-    channels: int | None,
-    per_channel: dict[str, Tensor | None],
 ) -> int:
     """What every call checks before it runs; the number of values per channel."""
-    begin(name, current, v0, threshold, tau, steps, time_dim, residual, per_channel["weight"], per_channel["bias"])
-    check_normalized_call(current, residual, steps, time_dim, channels, **per_channel)
-    values = values_per_channel(current, steps is not None)
-    if norm.batch and values == 1 and runs_alone(norm):
+    weight, bias, mean, variance = normalization.affine
+    begin(name, current, states, steps, time_dim, residual, weight, bias)
+    per_channel = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    check_normalized_call(current, residual, steps, time_dim, normalization.channels, **per_channel)
+    values = current.numel() // max(channels_of(current, steps is not None), 1)
+    if normalization.batch and values == 1 and runs_alone(normalization):
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {current.size()}")
     return values
 
 
 def run_normalized(
     dynamics: Dynamics,
-    norm: BatchNorm,
+    normalization: Normalization,
     current: Tensor,
     residual: Tensor | None,
-    v0: Tensor | None,
-    threshold: Tensor | None,
-    tau: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running: tuple[Tensor, Tensor] | None,
-    momentum: float | Tensor | None,
+    states: States,
     steps: int | None,
     time_dim: int,
-    keep: int,
-    channels: int | None = None,
-    batches: Tensor | None = None,
+    outputs: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks a call and runs it, as autograd.run does for neurons whose currents are taken as they are.
-
-    ``running``: running mean and variance; what the batch is normalized by where ``norm.batch`` is False, and otherwise
-    updated in place where ``momentum`` is given; ``batches`` is then counted up.
-    """
-    mean, variance = running or (None, None)
-    per_channel = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
-    call = (dynamics.name, norm, current, residual, v0, threshold, tau, steps, time_dim, channels, per_channel)
+    """Checks a call and runs it, as :func:`snnfast.autograd.integrate.run` does for currents taken as they are."""
     recorded = recording(current)
+    call = (dynamics.name, normalization, current, residual, states, steps, time_dim)
     values = unrecorded(check_and_begin, *call) if recorded else check_and_begin(*call)
-    held_steps = 0 if steps is None else steps
-    given = (current, residual, v0, threshold, tau, weight, bias)
-    statistics = (mean, variance, batches, momentum if norm.batch else None)
-    if recorded:
-        if norm.batch and not runs_alone(norm):
+    eps, batch = normalization.eps, normalization.batch
+    options = NormalizedOptions(dynamics.neuron, dynamics.kinds, steps, time_dim, outputs, eps, batch)
+    if batch and not runs_alone(normalization):
+        if recorded:
             refuse_to_record(
                 dynamics.name, current, "its statistics are over several processes; record it in evaluation mode"
             )
-        *outputs, tracked = normalized_integrate(
-            *given, mean, variance, *dynamics.numbers, norm.eps, norm.batch, held_steps, time_dim, keep
-        )
+        return run_with_statistics_of_all(dynamics.name, normalization, current, residual, states, options, values)
+
+    def move(tracked: Tensor) -> None:
+        update_running(normalization, tracked, values > 0)
+
+    weight, bias, *_ = normalization.affine
+    given = (current, residual, *states, weight, bias)
+    if not recorded and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        return with_gradients(dynamics.name, normalization, given, options, None, move)
+    found = normalized_forward(current, residual, states, normalization.affine, options)
+    if batch:
         # Without a grad mode of its own: an exported program with one inside can be neither saved nor split.
-        update_running(*statistics, tracked, values > 0)
-    else:
-        with torch.no_grad():
-            moments, tables, tracked, count = batch_statistics(
-                norm, current, weight, bias, mean, variance, held_steps, time_dim
-            )
-            # Before the autograd Function: activation checkpointing stops a recomputation there.
-            update_running(*statistics, tracked, values > 0 or count is not None)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-            keep |= ops.CHECKPOINTS
-            given = for_backward(*given)
-        outputs = _NormalizedIntegrate.apply(
-            *given, moments, tables, count, dynamics.name, dynamics.numbers, norm, held_steps, time_dim, keep
-        )
-    announce(outputs[0])
-    return tuple(outputs)
+        move(found[6])
+    announce(found[0])
+    return found[0], found[1], found[2]
 
 
-# The two, statistics included, as one op with a gradient of its own: for networks recorded as ops
-
-define(
-    f"normalized_integrate(Tensor current, Tensor? residual, {ops.STATES}Tensor? weight, Tensor? bias, "
-    f"Tensor? running_mean, Tensor? running_var, {ops.NUMBERS}float eps, bool batch, {ops.CALL}int keep) "
-    "-> (Tensor spikes, Tensor v_last, Tensor potential, Tensor tracked)"
-)
-
-
-def integrate_normalized(current, residual, v0, threshold, tau, weight, bias, mean, variance, *others):
-    """Spikes, where wanted the last and the recorded potentials, and [2, C] for the running statistics."""
-    *numbers, eps, batch, steps, time_dim, keep = others
-    _, tables, tracked, _ = batch_statistics(
-        BatchNorm(eps, batch), current, weight, bias, mean, variance, steps, time_dim
+def with_gradients(
+    name: str,
+    normalization: Normalization,
+    given: tuple[Tensor | None, ...],
+    options: NormalizedOptions,
+    count: Tensor | None,
+    move: Callable[[Tensor], None] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs a call whose gradients are wanted. ``count``: values per channel of all processes, of several."""
+    options = options._replace(outputs=options.outputs | CHECKPOINTS)
+    affine, group = normalization.affine, normalization.process_group
+    compiling = torch.compiler.is_compiling()  # which does not trace what a Function changes
+    inside = move if options.batch and not compiling else None
+    spikes, v_last, potential, tracked = NormalizedIntegrate.apply(
+        *for_backward(*given), affine.mean, affine.variance, name, options, group, count, inside
     )
-    outputs = ops.normalized_forward(
-        current, v0, threshold, tau, *numbers, steps, time_dim, keep & ~ops.CHECKPOINTS, tables, residual
-    )
-    return *outputs[:3], tracked
+    if move is not None and options.batch and compiling:
+        move(tracked)
+    announce(spikes)
+    return spikes, v_last, potential
 
 
-@gradient_of("normalized_integrate")
-def integrate_normalized_recorded(current, residual, v0, threshold, tau, weight, bias, mean, variance, *others):
-    *numbers, eps, batch, steps, time_dim, keep = others
-    norm = BatchNorm(eps, batch)
+def run_with_statistics_of_all(
+    name: str,
+    normalization: Normalization,
+    current: Tensor,
+    residual: Tensor | None,
+    states: States,
+    options: NormalizedOptions,
+    values: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch's call whose statistics are over several processes: given to the op, as in evaluation."""
+    weight, bias, mean, variance = normalization.affine
     with torch.no_grad():
-        moments, tables, tracked, _ = batch_statistics(norm, current, weight, bias, mean, variance, steps, time_dim)
-    outputs = _NormalizedIntegrate.apply(
-        current,
-        residual,
-        v0,
-        threshold,
-        tau,
-        weight,
-        bias,
-        moments,
-        tables,
-        None,
-        "snnfast::normalized_integrate",
-        tuple(numbers),
-        norm,
-        steps,
-        time_dim,
-        keep | ops.CHECKPOINTS,
-    )
-    return complete((*outputs, tracked), ops.SPIKES_AND_STATES, current)
-
-
-@torch.library.register_fake("snnfast::normalized_integrate", lib=library)
-def integrate_normalized_shapes(current, residual, v0, threshold, tau, weight, bias, mean, variance, *others):
-    *numbers, _, batch, steps, time_dim, keep = others
-    keep &= ~ops.CHECKPOINTS
-    outputs = ops.forward_shapes(current, v0, threshold, tau, *numbers, steps, time_dim, keep)
-    channels = channels_of(current, steps != 0)
-    return *outputs[:3], current.new_empty((2, channels) if batch else 0, dtype=state_dtype(current.dtype))
-
-
-normalized_integrate = op("normalized_integrate", integrate_normalized, outputs=ops.SPIKES_AND_STATES)
+        own = moments(current, options)
+        found, count = moments_of_all(own, values, normalization.process_group)
+        # Before the autograd Function: activation checkpointing stops a recomputation there.
+        update_running(normalization, tracked_of_all(found, count, mean, variance), True)
+    of_all = normalization.with_statistics(found[0], found[1])
+    options = options._replace(batch=False)
+    given = (current, residual, *states, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        return with_gradients(name, of_all, given, options, count, None)
+    outputs = normalized_forward(current, residual, states, of_all.affine, options)
+    announce(outputs[0])
+    return outputs[0], outputs[1], outputs[2]

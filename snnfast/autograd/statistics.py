@@ -7,31 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnfast.dynamics import state_dtype
-from snnfast.normalization import BatchNorm, channels_of
-from snnfast.ops.normalize import batch_norm_tables_op, normalization_gradients_op, normalization_tables_op
+from snnfast.normalization import Normalization
 
-__all__ = [
-    "batch_statistics",
-    "moments_of_all",
-    "runs_alone",
-    "tables_of_all",
-    "track",
-    "tracked_of_all",
-    "update_running",
-    "values_per_channel",
-]
+__all__ = ["means_of_all", "moments_of_all", "runs_alone", "track", "tracked_of_all", "update_running"]
 
 
-def tables_of_all(sums: Tensor, moments: Tensor, tables: Tensor, norm: BatchNorm, count: Tensor) -> Tensor:
-    """The tables for the gradient through statistics of several processes: of the sums over all of them.
+def means_of_all(sums: Tensor, count: Tensor, group: Any) -> Tensor:
+    """[2, C] sums of gradients per channel over every process's batch, by their number of values.
 
-    The parameters' gradients are of this process's own sums (as with nn.SyncBatchNorm: DistributedDataParallel averages
+    The parameters' gradients are of a process's own sums (as with nn.SyncBatchNorm: DistributedDataParallel averages
     parameters' gradients itself).
     """
     shared = sums.clone()
-    torch.distributed.all_reduce(shared, group=norm.process_group)
-    return normalization_gradients_op(shared / count, moments, tables, norm.eps, 1, tables.dtype)[0]
+    torch.distributed.all_reduce(shared, group=group)
+    return shared / count
 
 
 def moments_of_all(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
@@ -76,50 +65,17 @@ def track(mean: Tensor, variance: Tensor, found: Tensor, momentum: float | Tenso
             running.mul_(1 - momentum).add_(part)
 
 
-def values_per_channel(current: Tensor, held: bool) -> int:
-    return current.numel() // max(channels_of(current, held), 1)
+def runs_alone(normalization: Normalization) -> bool:
+    group = normalization.process_group
+    return group is None or torch.distributed.get_world_size(group) == 1
 
 
-def batch_statistics(
-    norm: BatchNorm,
-    current: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    steps: int,
-    time_dim: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What the currents are normalized by: moments, the tables made of them, what the running statistics move towards
-    (None in evaluation) and the number of values of all processes (None for one process alone)."""
-    state = state_dtype(current.dtype)
-    if not norm.batch:
-        moments = torch.stack([mean, variance]).double()
-        return moments, normalization_tables_op(moments, weight, bias, norm.eps, state), None, None
-    moments, tables, tracked = batch_norm_tables_op(current, weight, bias, norm.eps, steps, time_dim)
-    if runs_alone(norm):
-        return moments, tables, tracked, None
-    moments, count = moments_of_all(moments, values_per_channel(current, steps > 0), norm.process_group)
-    tables = normalization_tables_op(moments, weight, bias, norm.eps, state)
-    return moments, tables, tracked_of_all(moments, count, mean, variance), count
-
-
-def runs_alone(norm: BatchNorm) -> bool:
-    return norm.process_group is None or torch.distributed.get_world_size(norm.process_group) == 1
-
-
-def update_running(
-    mean: Tensor | None,
-    variance: Tensor | None,
-    batches: Tensor | None,
-    momentum: float | Tensor | None,
-    tracked: Tensor | None,
-    present: bool,
-) -> None:
+def update_running(normalization: Normalization, tracked: Tensor, present: bool) -> None:
     """Counts a batch, and moves the running statistics towards its own where it had values (``present``)."""
+    momentum, mean, variance = normalization.momentum, normalization.affine.mean, normalization.affine.variance
     if momentum is None:
         return
-    if batches is not None:
-        batches.add_(1)
-    if mean is not None and present:
+    if normalization.batches is not None:
+        normalization.batches.add_(1)
+    if mean is not None and variance is not None and present:
         track(mean, variance, tracked, momentum)

@@ -1,4 +1,8 @@
-"""The compiled core, and which part of it runs a tensor. The seam for further backends is `target`."""
+"""What runs the kernels: the compiled core, on CPU threads or a CUDA stream.
+
+A backend is an object with the methods of ``core.Cpu`` and ``core.Cuda`` (snnfast/_core.pyi), one for each kind of
+call; which one runs a tensor is decided in :func:`of` alone.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,22 @@ openmp = core.use_openmp_of(str(torch_library))
 DEVICES = ("cpu", "cuda", "meta")  # meta: shapes only
 
 
-@lru_cache(maxsize=256)
-def where(device: int, threads: int, stream: int) -> Any:
-    return core.Where(device, threads, stream)
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+"""What the core calls them."""
+
+Backend = core.Cpu | core.Cuda
+"""Runs a call's kernel: a method for each kind of call, and no torch. A further backend has the same methods."""
+
+on_cpu = lru_cache(maxsize=16)(core.Cpu)
+on_cuda = lru_cache(maxsize=256)(core.Cuda)
 
 
-def target(tensor: torch.Tensor) -> tuple[Any, Any]:
-    """The core to call for a tensor and the place to run: CPU threads, or the current stream of its CUDA device."""
+def of(tensor: torch.Tensor) -> Backend:
+    """The backend for a tensor: the CPU's threads, or the current stream of its CUDA device."""
     if tensor.is_cuda:
         device = tensor.get_device()
-        return core, where(device, 0, torch._C._cuda_getCurrentRawStream(device))
-    return core, where(-1, torch.get_num_threads(), 0)
+        return on_cuda(device, torch._C._cuda_getCurrentRawStream(device))
+    return on_cpu(torch.get_num_threads())
 
 
 def check_device(device: torch.device) -> None:

@@ -16,7 +16,15 @@ from snnfast.dynamics import flag
 from snnfast.layers.base import as_leaf
 from snnfast.layers.neuron import IF, LIF
 from snnfast.layers.tables import reset_tables
-from snnfast.normalization import WORLD_ONCE_INITIALISED, BatchNorm, check_eps, check_momentum, resolve_group
+from snnfast.normalization import (
+    WORLD_ONCE_INITIALISED,
+    Affine,
+    Normalization,
+    check_eps,
+    check_momentum,
+    resolve_group,
+)
+from snnfast.ops.options import States
 from snnfast.surrogate import Surrogate
 
 __all__ = ["BatchNormIF", "BatchNormLIF"]
@@ -102,17 +110,9 @@ class BatchNormNeuron(_BatchNorm):
         return self._over_time(current, steps, residual)
 
     def _run(
-        self,
-        current: Tensor,
-        v0: Tensor | None,
-        threshold: Tensor | None,
-        tau: Tensor | None,
-        keep: int,
-        steps: int | None,
-        residual: Tensor | None,
+        self, current: Tensor, states: States, outputs: int, steps: int | None, residual: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch = self.training or self.running_mean is None
-        running = None if self.running_mean is None else (self.running_mean, self.running_var)
         # As in nn.BatchNorm, whose attributes are there to be changed at any time.
         momentum: float | Tensor | None = None
         if self.training and self.track_running_stats:
@@ -121,25 +121,16 @@ class BatchNormNeuron(_BatchNorm):
             elif self.num_batches_tracked is not None:
                 # The cumulative mean counts this batch in, which run_normalized does once it is checked.
                 momentum = 1.0 / (self.num_batches_tracked + 1).double()
-        norm = BatchNorm(self.eps, batch, resolve_group(self.process_group) if batch else None)
-        return run_normalized(
-            self._dynamics,
-            norm,
-            current,
-            residual,
-            v0,
-            threshold,
-            tau,
-            self.weight,
-            self.bias,
-            running,
+        normalization = Normalization(
+            self.eps,
+            batch,
+            Affine(self.weight, self.bias, self.running_mean, self.running_var),
+            resolve_group(self.process_group) if batch else None,
             momentum,
-            steps,
-            self.time_dim,
-            keep,
-            self.num_features,
             self.num_batches_tracked,
+            self.num_features,
         )
+        return run_normalized(self._dynamics, normalization, current, residual, states, steps, self.time_dim, outputs)
 
     def _check_input_dim(self, input: Tensor) -> None:
         # What a call takes depends on its arguments: run_normalized checks it.

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._text import readable, table
-from snnfast.ops.integrate import DTYPE_CODES
+from snnfast.autograd.integrate import listeners
+from snnfast.backends import DTYPE_CODES
 from snnfast.ops.pack_bits import is_dense, pack_bits, unpack_bits
 
 __all__ = ["pack_spikes"]
-
-# Whether a pack_spikes context is open in any thread: all that a neuron layer asks where there is none.
-active = False
 
 _here = threading.local()  # .contexts: those of this thread, innermost last
 _lock = threading.RLock()  # reentrant: a storage's death may run code in the middle of what holds it
@@ -339,7 +337,7 @@ class pack_spikes:
         self._around: tuple[pack_spikes, ...] = ()
 
     def __enter__(self) -> pack_spikes:
-        global active, _open_contexts
+        global _open_contexts
         if self._hooks is not None:
             raise RuntimeError("this pack_spikes context is open already; make another one to nest them")
         hooks = torch.autograd.graph.saved_tensors_hooks(_pack_hook(self), _unpack)
@@ -353,19 +351,21 @@ class pack_spikes:
         _here.contexts.append(self)
         with _lock:
             _open_contexts += 1
-            active = True
+            if _open_contexts == 1:
+                listeners.append(register)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global active, _open_contexts
+        global _open_contexts
         if self not in getattr(_here, "contexts", ()):
             raise RuntimeError("pack_spikes must be left in the thread that entered it, once")
         _here.contexts.remove(self)
         with _lock:
             _open_contexts -= 1
-            active = _open_contexts > 0
+            if _open_contexts == 0:
+                listeners.remove(register)
         hooks, self._hooks = self._hooks, None
         self._names, self._around = {}, ()
         hooks.__exit__(kind, error, trace)

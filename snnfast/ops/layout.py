@@ -1,9 +1,9 @@
-"""How tensors are laid before the kernels: as [outer, steps, inner] with strides (csrc/api.h).
+"""How tensors are laid before the kernels: as [outer, steps, inner] with strides (csrc/calls.h).
 
 A kernel walks `inner` neighbouring neurons at a time, so every tensor of a call must be readable, with one split of the
 dimensions other than time, as outer × inner, inner being contiguous. That covers both time dimensions, channels-last
 and any other dense order, slices of the batch, of time or of leading channels, and expanded dimensions. What it does
-not cover (time innermost, every second column) is copied by integrate.py.
+not cover (time innermost, every second column) is copied by step.py.
 
 Everything here is arithmetic on shapes and strides, cached: in the steady state a call costs one look-up.
 """
@@ -23,7 +23,7 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """What an op needs to run a kernel: the core's layout, what to allocate and what to copy."""
+    """What a step needs to run kernels: the core's layout, what to allocate and what to copy."""
 
     layout: object  # core.Layout
     shape: Sizes  # [T, B, ...] or [B, T, ...]
@@ -40,9 +40,9 @@ class Plan:
     copy_residual: bool
 
 
-def spikes_like(current: torch.Tensor, steps: int, time_dim: int) -> torch.Tensor:
-    """An empty tensor with the shape and memory format of the spikes; steps = 0: the current has a time axis."""
-    if steps == 0:
+def spikes_like(current: torch.Tensor, steps: int | None, time_dim: int) -> torch.Tensor:
+    """An empty tensor with the shape and memory format of the spikes; without steps, the current has a time axis."""
+    if steps is None:
         return torch.empty_like(current)
     held = torch.empty_like(current).unsqueeze(time_dim)
     return torch.empty_like(held.expand(*held.shape[:time_dim], steps, *held.shape[time_dim + 1 :]))
@@ -82,7 +82,7 @@ def splits(shape: Sizes, strides: Sizes, order: list[int]) -> set[int]:
 def plan(
     current_shape: Sizes,
     current_strides: Sizes,
-    steps: int,
+    steps: int | None,
     time_dim: int,
     channels: int,
     grad_spikes_strides: Sizes | None = None,
@@ -91,7 +91,7 @@ def plan(
     residual_held: bool = False,
 ) -> Plan:
     """The plan for one combination of shapes and strides. `channels`: length of the tables, 1 without."""
-    held = steps > 0
+    held = steps is not None
     meta = torch.empty_strided(current_shape, current_strides, device="meta", dtype=torch.float32)
     spikes = spikes_like(meta, steps, time_dim)
     shape, strides = tuple(spikes.shape), spikes.stride()

@@ -1,4 +1,4 @@
-"""Spikes as bits: the two operations as torch sees them (their kernels: csrc/packing*).
+"""Spikes as bits: the two operations as torch sees them (their kernels: pack_bits in csrc/).
 
 ``snnfast::pack_bits`` turns a dense tensor into ``ceil(n / 8)`` bytes: element i of its memory order is bit i % 8 of
 byte i / 8, set where the element is not zero (NaN is set, -0.0 is not). ``snnfast::unpack_bits`` turns them back into
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from snnfast import backends
-from snnfast.ops.integrate import DTYPE_CODES
-from snnfast.ops.registry import define, library, op
+from snnfast.backends import DTYPE_CODES, core
+from snnfast.ops.registry import op
 
-define("pack_bits(Tensor spikes) -> Tensor")
-define("unpack_bits(Tensor bits, SymInt count, ScalarType dtype) -> Tensor")
+__all__ = ["is_dense", "pack_bits", "unpack_bits"]
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -62,8 +61,8 @@ def pack(spikes: Tensor) -> Tensor:
     count = spikes.numel()
     bits = torch.empty((count + 7) // 8, dtype=torch.uint8, device=spikes.device)
     if count:
-        target, where = backends.target(spikes)
-        target.pack_bits(where, DTYPE_CODES[spikes.dtype], count, spikes.data_ptr(), bits.data_ptr())
+        call = core.PackCall(dtype=DTYPE_CODES[spikes.dtype], count=count, spikes=spikes, bits=bits)
+        backends.of(spikes).pack_bits(call)
     return bits
 
 
@@ -71,22 +70,24 @@ def unpack(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     check_bits(bits, count, dtype)
     spikes = torch.empty(count, dtype=dtype, device=bits.device)
     if count:
-        target, where = backends.target(bits)
-        target.unpack_bits(where, DTYPE_CODES[dtype], count, bits.data_ptr(), spikes.data_ptr())
+        backends.of(bits).unpack_bits(core.UnpackCall(dtype=DTYPE_CODES[dtype], count=count, bits=bits, spikes=spikes))
     return spikes
 
 
-@torch.library.register_fake("snnfast::pack_bits", lib=library)
-def packed_shape(spikes):
+def packed_shape(spikes: Tensor) -> Tensor:
     check_spikes(spikes)
     return spikes.new_empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
 
 
-@torch.library.register_fake("snnfast::unpack_bits", lib=library)
-def unpacked_shape(bits, count, dtype):
+def unpacked_shape(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     check_bits(bits, count, dtype)
     return bits.new_empty(count, dtype=dtype)
 
 
-pack_bits = op("pack_bits", pack)
-unpack_bits = op("unpack_bits", unpack)
+pack_bits = op("pack_bits(Tensor spikes) -> Tensor", pack, packed_shape, groups=(None,))
+unpack_bits = op(
+    "unpack_bits(Tensor bits, SymInt count, ScalarType dtype) -> Tensor",
+    unpack,
+    unpacked_shape,
+    groups=(None, None, None),
+)

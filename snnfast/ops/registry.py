@@ -1,8 +1,8 @@
 """How the ops are registered with torch and called: past the dispatcher where nobody listens to it.
 
 ``Library.define`` and ``impl`` cost less per call than ``custom_op``. A call usually goes through an autograd Function
-outside of the ops (snnfast.autograd), which is cheaper than autograd inside them. What records a network as
-its ops (torch.export, torch.jit.trace) would lose that: it is given ops with a gradient of their own.
+outside of the ops (snnfast.autograd), which is cheaper than autograd inside them. What records a network as its ops
+(torch.export, torch.jit.trace) would lose that: it is given ops with a gradient of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.compiler import is_dynamo_compiling
 
 from snnfast.dynamics import state_dtype
 
-__all__ = ["WithoutDerivative", "any_batched", "complete", "define", "gradient_of", "library", "op"]
+__all__ = ["WithoutDerivative", "any_batched", "complete", "gradient_of", "op"]
 
 library = torch.library.Library("snnfast", "DEF")
 
@@ -33,10 +33,6 @@ is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 is_included, PRE_DISPATCH = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
 
 _gradients: dict[str, Callable[..., Any]] = {}
-
-
-def define(schema: str) -> None:
-    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def gradient_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -59,7 +55,7 @@ def any_batched(tensors: Iterable[Tensor | None]) -> bool:
 
 def complete(found: Iterable[Tensor | None], outputs: tuple[str, ...], tensor: Tensor) -> tuple[Tensor, ...]:
     """What an op returns: always its tensors, an empty one standing for what nobody asked for."""
-    own = {"current": tensor.dtype, "state": state_dtype(tensor.dtype), "sums": torch.float64}
+    own = {"current": tensor.dtype, "state": state_dtype(tensor.dtype), "float64": torch.float64}
     return tuple(
         torch.empty(0, dtype=own[dtype], device=tensor.device) if output is None else output
         for output, dtype in zip(found, outputs, strict=True)
@@ -79,41 +75,89 @@ class WithoutDerivative(Function):
         raise NotImplementedError(ctx.words)
 
 
+Group = type[tuple[Any, ...]]
+
+
+def flat(arguments: Iterable[Any], groups: tuple[Group | None, ...]) -> list[Any]:
+    """Arguments one by one, as the dispatcher takes them; it records no lists of optional tensors."""
+    leaves: list[Any] = []
+    for argument, group in zip(arguments, groups, strict=True):
+        if group is None:
+            leaves.append(argument)
+        else:
+            leaves.extend(argument)
+    return leaves
+
+
+def grouped(function: Callable[..., Any], groups: tuple[Group | None, ...]) -> Callable[..., Any]:
+    """The function of the groups as one of their fields."""
+    sizes = [0 if group is None else len(group._fields) for group in groups]  # type: ignore[attr-defined]  # NamedTuples
+
+    def call(*leaves: Any) -> Any:
+        arguments, at = [], 0
+        for group, size in zip(groups, sizes, strict=True):
+            if group is None:
+                arguments.append(leaves[at])
+                at += 1
+            else:
+                arguments.append(group(*leaves[at : at + size]))
+                at += size
+        return function(*arguments)
+
+    return call
+
+
 def op(
-    name: str, implementation: Callable[..., Any], position: int = 0, outputs: tuple[str, ...] = ()
+    schema: str,
+    implementation: Callable[..., Any],
+    shapes: Callable[..., Any],
+    *,
+    groups: tuple[Group | None, ...],
+    outputs: tuple[str, ...] = (),
+    of_gradients: bool = False,
 ) -> Callable[..., Any]:
-    """Implements an op for every device that has kernels, and returns it as a function.
+    """Registers an op for every device that has kernels; returns a function of its implementation's arguments.
 
     Where nobody listens to the dispatcher (no compiler, tracer, mode or profiler, no tensor subclass, no batched
     gradient), the function is the implementation itself: the way through the dispatcher and back costs more than all
     else in a small layer.
 
     Args:
-        position: of the argument that tells, a tensor; gradients come before it.
-        outputs: whose dtype each output has ("current", "state" or "sums"), where the implementation returns None for
-            what nobody asked for.
+        schema: as torch reads it.
+        implementation: computes the results.
+        shapes: makes empty results, for tensors without data.
+        groups: for each argument of these two None or, where the schema has its fields one by one, its NamedTuple.
+        outputs: whose dtype each output has ("current", "state" or "float64"), where the implementation returns None
+            for what nobody asked for.
+        of_gradients: the first argument is a group of gradients, the second the tensor whose device tells; otherwise
+            the first tells.
     """
+    name = schema.partition("(")[0]
+    position = int(of_gradients)
 
     def implemented(*arguments: Any) -> Any:
         found = implementation(*arguments)
         return complete(found, outputs, arguments[position]) if outputs else found
 
-    def differentiable(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+    def differentiable(*leaves: Any) -> Any:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             if name in _gradients:
-                return _gradients[name](*arguments)
+                return grouped(_gradients[name], groups)(*leaves)
             return WithoutDerivative.apply(
                 f"snnfast::{name} has no derivative of its own: it was recorded without the autograd Function around "
                 "it. Record the network with torch.export (strict=False) or torch.jit.trace, whose ops have one",
                 dispatched,
-                *arguments,
+                *leaves,
             )
         with torch._C._AutoDispatchBelowAutograd():
-            return dispatched(*arguments)
+            return dispatched(*leaves)
 
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
-        library.impl(name, implemented, key)
+        library.impl(name, grouped(implemented, groups), key)
     library.impl(name, differentiable, "Autograd")
+    torch.library.register_fake(f"snnfast::{name}", grouped(shapes, groups), lib=library)
     dispatched = getattr(torch.ops.snnfast, name).default
 
     def call(*arguments: Any) -> Any:
@@ -126,9 +170,9 @@ def op(
             and function_modes() == 0
             and not profiler._is_profiler_enabled
             and not is_tracing()
-            and (position == 0 or not (any_batched(arguments[:position]) or is_included(PRE_DISPATCH)))
+            and (position == 0 or not (any_batched(arguments[0]) or is_included(PRE_DISPATCH)))
         ):
             return implementation(*arguments)
-        return dispatched(*arguments)
+        return dispatched(*flat(arguments, groups))
 
     return call

@@ -1,0 +1,247 @@
+// The calls as Python makes them, and each as the core's struct of the same fields (api.h).
+#pragma once
+
+#include "api.h"
+#include "packing.h"
+#include "record.h"
+
+namespace snnfast {
+namespace {
+
+// The records, whose fields snnfast/_core.pyi describes: tensors or None, unless it says otherwise.
+
+struct CoefficientsRecord : RecordType {
+    CoefficientsRecord() : RecordType("Coefficients") {}
+    Field threshold{*this, "threshold"}, leak{*this, "leak"}, gain{*this, "gain"}, drive{*this, "drive"};
+};
+
+struct ForwardRecord : RecordType {
+    ForwardRecord() : RecordType("ForwardCall") {}
+    Field dtype{*this, "dtype"}, layout{*this, "layout"}, dynamics{*this, "dynamics"},
+        coefficients{*this, "coefficients"}, normalization{*this, "normalization"}, residual{*this, "residual"},
+        current{*this, "current"}, initial{*this, "initial"}, spikes{*this, "spikes"}, last{*this, "last"},
+        potential{*this, "potential"}, checkpoints{*this, "checkpoints"};
+};
+
+struct BackwardRecord : RecordType {
+    BackwardRecord() : RecordType("BackwardCall") {}
+    Field dtype{*this, "dtype"}, layout{*this, "layout"}, dynamics{*this, "dynamics"},
+        coefficients{*this, "coefficients"}, surrogate{*this, "surrogate"}, normalization{*this, "normalization"},
+        through_statistics{*this, "through_statistics"}, residual{*this, "residual"}, current{*this, "current"},
+        initial{*this, "initial"}, checkpoints{*this, "checkpoints"}, grad_spikes{*this, "grad_spikes"},
+        grad_last{*this, "grad_last"}, grad_potential{*this, "grad_potential"}, grad_current{*this, "grad_current"},
+        grad_residual{*this, "grad_residual"}, grad_initial{*this, "grad_initial"},
+        grad_threshold{*this, "grad_threshold"}, grad_tau{*this, "grad_tau"}, sums{*this, "sums"};
+};
+
+struct ChannelSumRecord : RecordType {
+    ChannelSumRecord() : RecordType("ChannelSumCall") {}
+    Field dtype{*this, "dtype"}, arrays{*this, "arrays"}, before{*this, "before"}, channels{*this, "channels"},
+        after{*this, "after"}, values{*this, "values"}, sums{*this, "sums"}, workspace{*this, "workspace"};
+};
+
+struct MomentsRecord : RecordType {
+    MomentsRecord() : RecordType("MomentsCall") {}
+    Field dtype{*this, "dtype"}, layout{*this, "layout"}, current{*this, "current"}, neurons{*this, "neurons"};
+};
+
+struct StatisticsRecord : RecordType {
+    StatisticsRecord() : RecordType("StatisticsCall") {}
+    Field dtype{*this, "dtype"}, layout{*this, "layout"}, current{*this, "current"}, count{*this, "count"},
+        sums{*this, "sums"}, eps{*this, "eps"}, parameter_dtype{*this, "parameter_dtype"}, weight{*this, "weight"},
+        bias{*this, "bias"}, moments{*this, "moments"}, tables{*this, "tables"}, tracked{*this, "tracked"};
+};
+
+struct NormalizationRecord : RecordType {
+    NormalizationRecord() : RecordType("NormalizationCall") {}
+    Field dtype{*this, "dtype"}, channels{*this, "channels"}, eps{*this, "eps"}, moments{*this, "moments"},
+        parameter_dtype{*this, "parameter_dtype"}, weight{*this, "weight"}, bias{*this, "bias"},
+        tables{*this, "tables"};
+};
+
+struct NormalizationGradientsRecord : RecordType {
+    NormalizationGradientsRecord() : RecordType("NormalizationGradientsCall") {}
+    Field dtype{*this, "dtype"}, channels{*this, "channels"}, eps{*this, "eps"}, count{*this, "count"},
+        sums{*this, "sums"}, moments{*this, "moments"}, tables{*this, "tables"},
+        through_statistics{*this, "through_statistics"}, parameter_dtype{*this, "parameter_dtype"},
+        grad_weight{*this, "grad_weight"}, grad_bias{*this, "grad_bias"};
+};
+
+struct PackRecord : RecordType {
+    PackRecord() : RecordType("PackCall") {}
+    Field dtype{*this, "dtype"}, count{*this, "count"}, spikes{*this, "spikes"}, bits{*this, "bits"};
+};
+
+struct UnpackRecord : RecordType {
+    UnpackRecord() : RecordType("UnpackCall") {}
+    Field dtype{*this, "dtype"}, count{*this, "count"}, bits{*this, "bits"}, spikes{*this, "spikes"};
+};
+
+i64 bytes_of_state(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
+
+// Part `index` of a tensor whose parts, [parts, length] of the state's dtype, lie one after the other.
+void* part(void* first, i64 index, i64 length, DType dtype) {
+    return first ? static_cast<char*>(first) + index * length * bytes_of_state(dtype) : nullptr;
+}
+
+Tables coefficients(PyObject* given) {
+    if (given == Py_None) return {};
+    const Record<CoefficientsRecord> record(given);
+    const auto& f = record.type();
+    return {record.address(f.threshold), record.address(f.leak), record.address(f.gain), record.address(f.drive)};
+}
+
+template <class Type>
+Normalization normalization(const Record<Type>& call, DType dtype, i64 channels, void* through_statistics) {
+    Normalization n;
+    void* const tables = call.address(call.type().normalization);
+    if (!tables) return n;
+    n.mean = part(tables, 0, channels, dtype);
+    n.scale = part(tables, 1, channels, dtype);
+    n.shift = part(tables, 2, channels, dtype);
+    n.through_mean = part(through_statistics, 0, channels, dtype);
+    n.through_variance = part(through_statistics, 1, channels, dtype);
+    n.residual = call.address(call.type().residual);
+    return n;
+}
+
+template <class Type>
+DType dtype_of(const Record<Type>& call, const Field& field) {
+    return static_cast<DType>(call.integer(field));
+}
+
+// Each record as the core's struct of the same fields.
+
+ForwardCall forward_call(const Record<ForwardRecord>& given) {
+    const auto& f = given.type();
+    ForwardCall call;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout = given.object<Layout>(f.layout);
+    call.dynamics = given.object<Dynamics>(f.dynamics);
+    call.tables = coefficients(given.at(f.coefficients));
+    call.normalization = normalization(given, call.dtype, call.layout.channels, nullptr);
+    call.current = given.address(f.current);
+    call.initial = given.address(f.initial);
+    call.spikes = given.address(f.spikes);
+    call.last = given.address(f.last);
+    call.potential = given.address(f.potential);
+    call.checkpoints = given.address(f.checkpoints);
+    return call;
+}
+
+BackwardCall backward_call(const Record<BackwardRecord>& given) {
+    const auto& f = given.type();
+    BackwardCall call;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout = given.object<Layout>(f.layout);
+    call.dynamics = given.object<Dynamics>(f.dynamics);
+    call.tables = coefficients(given.at(f.coefficients));
+    call.normalization = normalization(given, call.dtype, call.layout.channels, given.address(f.through_statistics));
+    call.surrogate = given.object<Surrogate>(f.surrogate);
+    call.current = given.address(f.current);
+    call.initial = given.address(f.initial);
+    call.checkpoints = given.address(f.checkpoints);
+    call.grad_spikes = given.address(f.grad_spikes);
+    call.grad_last = given.address(f.grad_last);
+    call.grad_potential = given.address(f.grad_potential);
+    call.grad_current = given.address(f.grad_current);
+    call.grad_residual = given.address(f.grad_residual);
+    call.grad_initial = given.address(f.grad_initial);
+    call.grad_threshold = given.address(f.grad_threshold);
+    call.grad_tau = given.address(f.grad_tau);
+    void* const sums = given.address(f.sums);
+    call.sum_gradient = part(sums, 0, call.layout.neurons(), call.dtype);
+    call.sum_product = part(sums, 1, call.layout.neurons(), call.dtype);
+    return call;
+}
+
+ChannelSumCall channel_sum_call(const Record<ChannelSumRecord>& given) {
+    const auto& f = given.type();
+    ChannelSumCall call;
+    call.dtype = dtype_of(given, f.dtype);
+    call.arrays = given.integer(f.arrays);
+    call.before = given.integer(f.before);
+    call.channels = given.integer(f.channels);
+    call.after = given.integer(f.after);
+    call.values = given.address(f.values);
+    call.sums = given.address<double>(f.sums);
+    call.workspace = given.address<double>(f.workspace);
+    return call;
+}
+
+MomentsCall moments_call(const Record<MomentsRecord>& given) {
+    const auto& f = given.type();
+    MomentsCall call;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout = given.object<Layout>(f.layout);
+    call.current = given.address(f.current);
+    call.neurons = given.address(f.neurons);
+    return call;
+}
+
+ChannelCall statistics_call(const Record<StatisticsRecord>& given) {
+    const auto& f = given.type();
+    ChannelCall call;
+    call.from = ChannelCall::From::contributions;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout = given.object<Layout>(f.layout);
+    call.current = given.address(f.current);
+    call.count = given.number(f.count);
+    call.sums = given.address<double>(f.sums);
+    call.eps = given.number(f.eps);
+    call.parameter_dtype = dtype_of(given, f.parameter_dtype);
+    call.weight = given.address(f.weight);
+    call.bias = given.address(f.bias);
+    call.moments = given.address<double>(f.moments);
+    call.tables = given.address(f.tables);
+    call.tracked = given.address(f.tracked);
+    return call;
+}
+
+ChannelCall normalization_call(const Record<NormalizationRecord>& given) {
+    const auto& f = given.type();
+    ChannelCall call;
+    call.from = ChannelCall::From::moments;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout.channels = given.integer(f.channels);
+    call.eps = given.number(f.eps);
+    call.moments = given.address<double>(f.moments);
+    call.parameter_dtype = dtype_of(given, f.parameter_dtype);
+    call.weight = given.address(f.weight);
+    call.bias = given.address(f.bias);
+    call.tables = given.address(f.tables);
+    return call;
+}
+
+ChannelCall normalization_gradients_call(const Record<NormalizationGradientsRecord>& given) {
+    const auto& f = given.type();
+    ChannelCall call;
+    call.from = ChannelCall::From::gradients;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout.channels = given.integer(f.channels);
+    call.eps = given.number(f.eps);
+    call.count = given.number(f.count);
+    call.sums = given.address<double>(f.sums);
+    call.moments = given.address<double>(f.moments);
+    call.tables = given.address(f.tables);
+    call.gradient_tables = given.address(f.through_statistics);
+    call.parameter_dtype = dtype_of(given, f.parameter_dtype);
+    call.grad_weight = given.address(f.grad_weight);
+    call.grad_bias = given.address(f.grad_bias);
+    return call;
+}
+
+PackCall pack_call(const Record<PackRecord>& given) {
+    const auto& f = given.type();
+    return {dtype_of(given, f.dtype), given.integer(f.count), given.address(f.spikes),
+            given.address<unsigned char>(f.bits)};
+}
+
+UnpackCall unpack_call(const Record<UnpackRecord>& given) {
+    const auto& f = given.type();
+    return {dtype_of(given, f.dtype), given.integer(f.count), given.address<unsigned char>(f.bits),
+            given.address(f.spikes)};
+}
+
+}  // namespace
+}  // namespace snnfast
