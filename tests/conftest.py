@@ -7,6 +7,7 @@ import warnings
 import host_run
 import pytest
 import torch
+from builds import build, setup_py, source_copy  # noqa: F401  fixtures
 from configurations import CONFIGURATIONS, Kernels
 
 import snnfast
