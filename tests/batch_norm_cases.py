@@ -22,6 +22,9 @@ NORMALIZED: dict[str, list[Any]] = {
     "training": [True, True, False],
 }
 
+# What a name says: the dtype is the test's, whatever was drawn.
+NAMED = {name: values for name, values in NORMALIZED.items() if name != "dtype"}
+
 
 def can_be(o: dict[str, Any]) -> bool:
     """Whether a call can have these options."""
@@ -37,6 +40,9 @@ def draw_normalized(count: int, seed: int) -> list[dict[str, Any]]:
         if can_be(o):
             drawn.append({**o, "seed": len(drawn)})
     return drawn
+
+
+CONFIGURATIONS = draw_normalized(420, seed=20150211)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from snnfast.reference import loop
 
 SURROGATES = ["FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian"]
 
+# The first value of each is the plainest: a case's id leaves it out, and hypothesis shrinks towards it.
 OPTIONS: dict[str, list[Any]] = {
     "dtype": [torch.float32, torch.float64, torch.float16, torch.bfloat16],
     "neuron": ["IF", "LIF", "LIF, current not decayed"],
@@ -75,14 +76,6 @@ def draw(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 CONFIGURATIONS = draw(2400, seed=20200611)
-
-
-@dataclass
-class Kernels:
-    """Which kernels a test runs, and the device its tensors are on."""
-
-    name: str
-    device: torch.device
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
-from batch_norm_cases import apart, draw_normalized, fused, make_normalized, run_case
+from batch_norm_cases import NAMED, apart, draw_normalized, fused, make_normalized, run_case
+from naming import each
 
 import snnfast as sf
 
@@ -30,29 +32,38 @@ def broadcast(threshold, sizes):
 BAND = 1e-4  # around the threshold: there, and there alone, float32 may decide otherwise
 
 
-def test_float32_is_float64_but_for_spikes_at_the_threshold(kernels):
-    neurons = flipped = compared = 0
-    for options in CONFIGURATIONS:
-        single = make_normalized(options, kernels.device, torch.float32)
-        double = make_normalized(options, kernels.device, torch.float64, torch.float32)
-        outputs, gradients = run_case(single, fused)
-        expected, expected_gradients = run_case(double, apart)
-        time_dim, threshold = options["time_dim"], double.neuron.arguments["threshold"]
-        at = broadcast(threshold, options["sizes"]).to(kernels.device)
-        differ, distance = first_flips(outputs[0], expected[0], expected[2], at, time_dim)
-        assert not differ.any() or distance[differ].max() <= BAND, options
-        neurons, flipped = neurons + differ.numel(), flipped + int(differ.sum())
-        same = ~differ.unsqueeze(time_dim).expand(expected[2].shape)
-        largest = expected[2].detach().abs().max()
-        assert (outputs[2].double() - expected[2])[same].abs().max() <= 2e-5 * largest, options
-        # A flip changes its whole channel's gradients, and the rectangle has edges of its own.
-        if differ.any() or options["surrogate"] == "Rectangle":
-            continue
-        compared += 1
-        for name, found in gradients.items():
-            wanted = expected_gradients[name]
-            scale = max(wanted.abs().max().item(), 0.1)
-            assert (found.double() - wanted).abs().max() <= 1e-3 * scale, f"gradient of {name}: {options}"
+@functools.cache  # for the test of all of them together, which would compute them again
+def compare_with_float64(seed: int, kernels: str, device: torch.device) -> tuple[int, int, bool]:
+    """How many neurons a configuration has, how many decide otherwise, and whether its gradients were compared."""
+    configuration = CONFIGURATIONS[seed]
+    single = make_normalized(configuration, device, torch.float32)
+    double = make_normalized(configuration, device, torch.float64, torch.float32)
+    outputs, gradients = run_case(single, fused)
+    expected, expected_gradients = run_case(double, apart)
+    time_dim, threshold = configuration["time_dim"], double.neuron.arguments["threshold"]
+    at = broadcast(threshold, configuration["sizes"]).to(device)
+    differ, distance = first_flips(outputs[0], expected[0], expected[2], at, time_dim)
+    assert not differ.any() or distance[differ].max() <= BAND
+    same = ~differ.unsqueeze(time_dim).expand(expected[2].shape)
+    largest = expected[2].detach().abs().max()
+    assert (outputs[2].double() - expected[2])[same].abs().max() <= 2e-5 * largest
+    # A flip changes its whole channel's gradients, and the rectangle has edges of its own.
+    comparable = not differ.any() and configuration["surrogate"] != "Rectangle"
+    for name, found in gradients.items() if comparable else ():
+        wanted = expected_gradients[name]
+        scale = max(wanted.abs().max().item(), 0.1)
+        assert (found.double() - wanted).abs().max() <= 1e-3 * scale, f"gradient of {name}"
+    return differ.numel(), int(differ.sum()), comparable
+
+
+@each(CONFIGURATIONS, NAMED)
+def test_float32_is_float64_but_for_spikes_at_the_threshold(kernels, configuration):
+    compare_with_float64(configuration["seed"], kernels.name, kernels.device)
+
+
+def test_hardly_any_spike_of_float32_is_at_the_threshold(kernels):
+    found = [compare_with_float64(o["seed"], kernels.name, kernels.device) for o in CONFIGURATIONS]
+    neurons, flipped, compared = (sum(column) for column in zip(*found, strict=True))
     assert flipped <= max(1, 1e-4 * neurons) and neurons > 10_000 and compared > 100
 
 
@@ -74,18 +85,18 @@ def test_of_many_neurons_hardly_any_decides_otherwise(kernels, layout):
     assert differ.sum() <= 1e-4 * differ.numel()
 
 
+@each(CONFIGURATIONS[:120], NAMED)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_types_are_the_float32_result_rounded_once(kernels, dtype):
-    for options in CONFIGURATIONS[:120]:
-        half = make_normalized(options, kernels.device, dtype)
-        full = make_normalized(options, kernels.device, torch.float32, dtype)
-        outputs, gradients = run_case(half, fused)
-        expected, expected_gradients = run_case(full, fused)
-        assert outputs[0].dtype == dtype and outputs[1].dtype == torch.float32
-        for found, wanted in zip([*outputs, *half.running], [*expected, *full.running], strict=True):
-            assert torch.equal(found, wanted.to(found.dtype)), options
-        for name, found in gradients.items():
-            assert torch.equal(found, expected_gradients[name].to(found.dtype)), (name, options)
+def test_half_types_are_the_float32_result_rounded_once(kernels, dtype, configuration):
+    half = make_normalized(configuration, kernels.device, dtype)
+    full = make_normalized(configuration, kernels.device, torch.float32, dtype)
+    outputs, gradients = run_case(half, fused)
+    expected, expected_gradients = run_case(full, fused)
+    assert outputs[0].dtype == dtype and outputs[1].dtype == torch.float32
+    for found, wanted in zip([*outputs, *half.running], [*expected, *full.running], strict=True):
+        assert torch.equal(found, wanted.to(found.dtype))
+    for name, found in gradients.items():
+        assert torch.equal(found, expected_gradients[name].to(found.dtype)), name
 
 
 # Statistics that are hard

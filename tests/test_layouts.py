@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from configurations import error
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import snnfast as sf
@@ -35,13 +35,7 @@ def view_of(recipe, values: torch.Tensor) -> torch.Tensor:
     return view
 
 
-@settings(
-    max_examples=250,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=250)
 @given(
     recipe=views(),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),

@@ -39,7 +39,8 @@ def run(module, x, sent, leaky, **options):
 @surrogates
 @resets
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_bad_current_stays_within_its_neuron(kernels, surrogate, reset, detached, value):
+@pytest.mark.parametrize("leaky", [False, True], ids=["IF", "LIF"])
+def test_a_bad_current_stays_within_its_neuron(kernels, surrogate, reset, detached, value, leaky):
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(STEPS, *SHAPE, generator=rng).to(kernels.device)
     sent = [torch.randn(STEPS, *SHAPE, generator=rng).to(x), torch.randn(SHAPE, generator=rng).to(x)]
@@ -48,66 +49,69 @@ def test_a_bad_current_stays_within_its_neuron(kernels, surrogate, reset, detach
     bad[2][at] = value
     others = torch.ones(SHAPE, dtype=torch.bool, device=x.device)
     others[at] = False
-    for leaky in (False, True):
-        options = {"surrogate": surrogate, "reset": reset, "detach_reset": detached}
-        outputs, gradients = run(sf.functional, x, sent, leaky, **options)
-        found, found_gradients = run(sf.functional, bad, sent, leaky, **options)
-        wanted, wanted_gradients = run(sf.reference, bad, sent, leaky, **options)
-        # Neighbours: bit for bit as without the bad value.
-        for y, fine in zip([*found, *found_gradients[:2]], [*outputs, *gradients[:2]], strict=True):
-            assert torch.equal(y[..., others], fine[..., others])
-        # The neuron itself: what the loop computes, NaN for NaN, and its past is untouched.
-        for ours, theirs in zip(found, wanted, strict=True):
-            assert torch.equal(ours.nan_to_num(7.0, 8.0, 9.0), theirs.nan_to_num(7.0, 8.0, 9.0))
-        for ours, theirs in zip(found_gradients[:2], wanted_gradients[:2], strict=True):
-            torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-4, atol=1e-5)
-        # Sums over neurons: the other channels as they were, its own channel as the loop's.
-        for ours, theirs, fine in zip(found_gradients[2:], wanted_gradients[2:], gradients[2:], strict=True):
-            assert torch.equal(ours[[0, 1, 3]], fine[[0, 1, 3]])
-            assert ours[2].isfinite() == theirs[2].isfinite()
-            if math.isnan(value) and not isinstance(surrogate, shapes.Rectangle):  # the rectangle of NaN is 0
-                assert ours[2].isnan()
+    options = {"surrogate": surrogate, "reset": reset, "detach_reset": detached}
+    outputs, gradients = run(sf.functional, x, sent, leaky, **options)
+    found, found_gradients = run(sf.functional, bad, sent, leaky, **options)
+    wanted, wanted_gradients = run(sf.reference, bad, sent, leaky, **options)
+    # Neighbours: bit for bit as without the bad value.
+    for y, fine in zip([*found, *found_gradients[:2]], [*outputs, *gradients[:2]], strict=True):
+        assert torch.equal(y[..., others], fine[..., others])
+    # The neuron itself: what the loop computes, NaN for NaN, and its past is untouched.
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours.nan_to_num(7.0, 8.0, 9.0), theirs.nan_to_num(7.0, 8.0, 9.0))
+    for ours, theirs in zip(found_gradients[:2], wanted_gradients[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-4, atol=1e-5)
+    # Sums over neurons: the other channels as they were, its own channel as the loop's.
+    for ours, theirs, fine in zip(found_gradients[2:], wanted_gradients[2:], gradients[2:], strict=True):
+        assert torch.equal(ours[[0, 1, 3]], fine[[0, 1, 3]])
+        assert ours[2].isfinite() == theirs[2].isfinite()
+        if math.isnan(value) and not isinstance(surrogate, shapes.Rectangle):  # the rectangle of NaN is 0
+            assert ours[2].isnan()
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
-def test_an_infinite_current_never_makes_a_nan_of_its_own(kernels, value):
+@surrogates
+@pytest.mark.parametrize("detached", [True, False], ids=["detached", "attached"])
+def test_an_infinite_current_never_makes_a_nan_of_its_own(kernels, value, surrogate, detached):
     """Hard reset: an infinite potential fires (or never does) and is reset; products with 0 are 0."""
     x = torch.full((4, 3), 0.3, device=kernels.device)
     x[1, 1] = value
-    for surrogate, detached in itertools.product(SURROGATES, [True, False]):
-        x.requires_grad_()
-        spikes, v_last = sf.functional.integrate_and_fire(x, surrogate=surrogate, detach_reset=detached)
-        assert spikes[1, 1] == (1 if value > 0 else 0) and not v_last.isnan().any()
-        (gradient,) = torch.autograd.grad(spikes.sum() + v_last[[0, 2]].sum(), x)
-        assert gradient.isfinite().all()
+    x.requires_grad_()
+    spikes, v_last = sf.functional.integrate_and_fire(x, surrogate=surrogate, detach_reset=detached)
+    assert spikes[1, 1] == (1 if value > 0 else 0) and not v_last.isnan().any()
+    (gradient,) = torch.autograd.grad(spikes.sum() + v_last[[0, 2]].sum(), x)
+    assert gradient.isfinite().all()
 
 
 @surrogates
 @resets
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "table"])
-def test_an_infinite_threshold_never_fires_and_makes_no_nan(kernels, surrogate, reset, detached, as_tensor):
+@pytest.mark.parametrize("leaky", [False, True], ids=["IF", "LIF"])
+@pytest.mark.parametrize("fire_on_equal", [False, True], ids=["fires above", "fires at"])
+def test_an_infinite_threshold_never_fires_and_makes_no_nan(
+    kernels, surrogate, reset, detached, as_tensor, leaky, fire_on_equal
+):
     rng = torch.Generator().manual_seed(0)
     x = (torch.randn(20, 4, 3, 5, generator=rng) * 100).to(kernels.device).requires_grad_()
     threshold = torch.full((3,), math.inf, device=x.device) if as_tensor else math.inf
-    for leaky, fire_on_equal in itertools.product([False, True], repeat=2):
-        call = sf.functional.leaky_integrate_and_fire if leaky else sf.functional.integrate_and_fire
-        spikes, v_last, potential = call(
-            x,
-            threshold=threshold,
-            surrogate=surrogate,
-            reset=reset,
-            detach_reset=detached,
-            fire_on_equal=fire_on_equal,
-            return_potential=True,
-        )
-        assert spikes.abs().sum() == 0 and v_last.isfinite().all() and potential.isfinite().all()
-        (gradient,) = torch.autograd.grad(spikes.sum() + v_last.sum() + potential.sum(), x)
-        # Only the potentials carry a gradient: of an IF neuron each current has 1 for itself and all that follow.
-        if leaky:
-            assert gradient.isfinite().all() and (gradient > 0).all()
-        else:
-            after = torch.arange(20, 0, -1, device=x.device).view(20, 1, 1, 1) + 1.0
-            assert torch.equal(gradient, after.expand_as(gradient))
+    call = sf.functional.leaky_integrate_and_fire if leaky else sf.functional.integrate_and_fire
+    spikes, v_last, potential = call(
+        x,
+        threshold=threshold,
+        surrogate=surrogate,
+        reset=reset,
+        detach_reset=detached,
+        fire_on_equal=fire_on_equal,
+        return_potential=True,
+    )
+    assert spikes.abs().sum() == 0 and v_last.isfinite().all() and potential.isfinite().all()
+    (gradient,) = torch.autograd.grad(spikes.sum() + v_last.sum() + potential.sum(), x)
+    # Only the potentials carry a gradient: of an IF neuron each current has 1 for itself and all that follow.
+    if leaky:
+        assert gradient.isfinite().all() and (gradient > 0).all()
+    else:
+        after = torch.arange(20, 0, -1, device=x.device).view(20, 1, 1, 1) + 1.0
+        assert torch.equal(gradient, after.expand_as(gradient))
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from configurations import CONFIGURATIONS, make_case, run
+from configurations import CONFIGURATIONS, OPTIONS, make_case, run
+from naming import each
 from torch import nn
 
 import snnfast as sf
@@ -21,21 +22,29 @@ def currents(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.parametrize("module", [sf.functional, sf.reference], ids=["kernels", "reference"])
-def test_one_dimension_is_none_to_the_last_bit(kernels, module):
+def same_with_one_dimension(configuration, device: torch.device, module) -> None:
     """Over the option space, beside thresholds and time constants of every kind."""
-    for options in SCALARS[:: 4 if module is sf.functional else 40]:
-        case = make_case(options, kernels.device)
-        one = {name: table.detach().clone().view(-1).requires_grad_() for name, table in case.tables.items()}
-        other = replace(case, tables=one, arguments={**case.arguments, **one})
-        outputs, gradients = run(case, module)
-        found, found_gradients = run(other, module)
-        for ours, wanted in zip(found, outputs, strict=True):
-            assert torch.equal(ours, wanted), options
-        for name, wanted in gradients.items():
-            leaf = other.leaves[name]
-            assert found_gradients[name].shape == leaf.shape, options
-            assert torch.equal(found_gradients[name], wanted.view(leaf.shape)), (name, options)
+    case = make_case(configuration, device)
+    one = {name: table.detach().clone().view(-1).requires_grad_() for name, table in case.tables.items()}
+    other = replace(case, tables=one, arguments={**case.arguments, **one})
+    outputs, gradients = run(case, module)
+    found, found_gradients = run(other, module)
+    for ours, wanted in zip(found, outputs, strict=True):
+        assert torch.equal(ours, wanted)
+    for name, wanted in gradients.items():
+        leaf = other.leaves[name]
+        assert found_gradients[name].shape == leaf.shape
+        assert torch.equal(found_gradients[name], wanted.view(leaf.shape)), name
+
+
+@each(SCALARS[::4], OPTIONS)
+def test_one_dimension_is_none_to_the_last_bit(kernels, configuration):
+    same_with_one_dimension(configuration, kernels.device, sf.functional)
+
+
+@each(SCALARS[::40], OPTIONS)
+def test_one_dimension_is_none_to_the_last_bit_in_the_reference_too(kernels, configuration):
+    same_with_one_dimension(configuration, kernels.device, sf.reference)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1), (6, 4, 3), (6, 4, 3, 2, 2)], ids=str)

@@ -72,24 +72,24 @@ def kernel_derivative(surrogate: shapes.Surrogate, d: torch.Tensor) -> torch.Ten
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
-def test_a_layers_gradient_is_the_formula_of_its_surrogate(kernels, shape, dtype):
+@pytest.mark.parametrize(("gamma", "beta"), SETTINGS)
+def test_a_layers_gradient_is_the_formula_of_its_surrogate(kernels, shape, dtype, gamma, beta):
     d = grid(dtype).to(kernels.device)
-    for gamma, beta in SETTINGS:
-        gamma, beta = torch.tensor([gamma, beta], dtype=dtype).tolist()  # as the kernels round them
-        expected = torch.tensor([FORMULAS[shape.__name__](x, gamma, beta) for x in d.tolist()], dtype=torch.float64)
-        found = kernel_derivative(shape(gamma=gamma, beta=beta), d).double().cpu()
-        # An exponential's relative error grows with its argument, up to about 100 where float32 underflows.
-        relative, underflow = (2e-5, 1e-36) if dtype == torch.float32 else (1e-12, 1e-306)
-        torch.testing.assert_close(found, expected, rtol=relative, atol=underflow)
+    gamma, beta = torch.tensor([gamma, beta], dtype=dtype).tolist()  # as the kernels round them
+    expected = torch.tensor([FORMULAS[shape.__name__](x, gamma, beta) for x in d.tolist()], dtype=torch.float64)
+    found = kernel_derivative(shape(gamma=gamma, beta=beta), d).double().cpu()
+    # An exponential's relative error grows with its argument, up to about 100 where float32 underflows.
+    relative, underflow = (2e-5, 1e-36) if dtype == torch.float32 else (1e-12, 1e-306)
+    torch.testing.assert_close(found, expected, rtol=relative, atol=underflow)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
-def test_derivative_is_the_formula_too(shape):
+@pytest.mark.parametrize(("gamma", "beta"), SETTINGS)
+def test_derivative_is_the_formula_too(shape, gamma, beta):
     d = grid(torch.float64)
-    for gamma, beta in SETTINGS:
-        expected = torch.tensor([FORMULAS[shape.__name__](x, gamma, beta) for x in d.tolist()], dtype=torch.float64)
-        found = shape(gamma=gamma, beta=beta).derivative(d)
-        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-300)
+    expected = torch.tensor([FORMULAS[shape.__name__](x, gamma, beta) for x in d.tolist()], dtype=torch.float64)
+    found = shape(gamma=gamma, beta=beta).derivative(d)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-300)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
@@ -100,17 +100,16 @@ def test_zero_sharpness_is_a_constant_slope_and_zero_height_is_none(kernels, sha
     assert kernel_derivative(shape(gamma=3.0, beta=0.0), d).abs().max() == 0
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1e-45, 1e-300, 1e-39, 1e38, torch.finfo(torch.float32).max])
+@pytest.mark.parametrize("beta", [1.0, 3e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
-def test_no_sharpness_makes_a_nan(kernels, shape, dtype):
-    largest = torch.finfo(torch.float32).max
+def test_no_sharpness_makes_a_nan(kernels, shape, dtype, gamma, beta):
     d = torch.tensor([-math.inf, -1.0, -0.0, 0.0, 1e-30, 1.0, math.inf], dtype=dtype, device=kernels.device)
-    for gamma in (0.0, 1e-45, 1e-300, 1e-39, 1e38, largest):
-        for beta in (1.0, 3e38):
-            surrogate = shape(gamma=gamma, beta=beta)
-            found = kernel_derivative(surrogate, d)
-            assert found.isfinite().all() and (found[[0, -1]] == 0).all() and (found[[2, 3]] > 0).all()
-            torch.testing.assert_close(found, surrogate.derivative(d), rtol=2e-5, atol=1e-36)
+    surrogate = shape(gamma=gamma, beta=beta)
+    found = kernel_derivative(surrogate, d)
+    assert found.isfinite().all() and (found[[0, -1]] == 0).all() and (found[[2, 3]] > 0).all()
+    torch.testing.assert_close(found, surrogate.derivative(d), rtol=2e-5, atol=1e-36)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
@@ -122,20 +121,32 @@ def test_a_layer_without_a_surrogate_has_the_papers():
     assert sf.IF().surrogate == sf.LIF().surrogate == shapes.FastSigmoid(gamma=10.0, beta=1.0)
 
 
+LARGEST = r"must be at most 3.4028235e\+38, the largest float32"
+REFUSED = [
+    *(
+        (value, ValueError, f"must be finite and not negative, got {value}")
+        for value in (-1.0, -1e-30, math.nan, math.inf, -math.inf)
+    ),
+    *((value, ValueError, LARGEST) for value in (1e39, 1e300)),
+    (10**400, ValueError, "must be within the range of float64"),
+    *(
+        (value, TypeError, f"must be a number, got {type(value).__name__}")
+        for value in (True, "2", None, 1j, torch.tensor(1.0))
+    ),
+]
+
+
+@pytest.mark.parametrize("field", ["gamma", "beta"])
+@pytest.mark.parametrize(("value", "error", "words"), REFUSED, ids=lambda v: repr(v)[:12])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
+def test_sharpness_and_height_are_checked(shape, value, error, words, field):
+    with pytest.raises(error, match=f"{field} {words}"):
+        shape(**{field: value})
+
+
 @pytest.mark.parametrize("field", ["gamma", "beta"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
-def test_sharpness_and_height_are_checked(shape, field):
-    for value in (-1.0, -1e-30, math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match=rf"{field} must be finite and not negative, got {value}"):
-            shape(**{field: value})
-    for value in (1e39, 1e300):
-        with pytest.raises(ValueError, match=rf"{field} must be at most 3.4028235e\+38, the largest float32"):
-            shape(**{field: value})
-    with pytest.raises(ValueError, match=rf"{field} must be within the range of float64"):
-        shape(**{field: 10**400})
-    for value in (True, "2", None, 1j, torch.tensor(1.0)):
-        with pytest.raises(TypeError, match=rf"{field} must be a number, got {type(value).__name__}"):
-            shape(**{field: value})
+def test_a_whole_number_is_taken_as_a_float(shape, field):
     assert isinstance(getattr(shape(**{field: 3}), field), float)
 
 

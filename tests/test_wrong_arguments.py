@@ -467,38 +467,6 @@ def test_wrong_values_assigned_to_the_small_layers_are_refused_by_name(name):
     layer(X)
 
 
-@pytest.mark.parametrize("layer", ["IF", "LIF", "BatchNormIF", "BatchNormLIF"])
-def test_tensors_made_in_inference_mode_are_trained_with(layer):
-    """Not themselves, which torch does not allow, but what comes before and beside them."""
-
-    def thresholds_and_more():
-        tables = {"threshold": torch.full((4,), 0.5)}
-        if "LIF" in layer:
-            tables["tau"] = torch.full((4,), 3.0)
-        return getattr(sf, layer)(*([4] if "Batch" in layer else []), **tables)
-
-    with torch.inference_mode():
-        inference = thresholds_and_more()
-    current = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for module in (inference, thresholds_and_more()):
-        x = current.clone().requires_grad_()
-        module.eval()(x).sum().backward()
-        gradients.append(x.grad)
-    assert torch.equal(*gradients)
-
-
-def test_a_current_made_in_inference_mode_trains_a_threshold():
-    with torch.inference_mode():
-        current = torch.ones(3, 2, 4)
-    layer = sf.LIF(learn_threshold=True, learn_tau=True)
-    layer(current).sum().backward()
-    assert layer.threshold.grad is not None and layer.tau_logit.grad is not None
-    normalized = sf.BatchNormIF(4)
-    normalized(current + torch.arange(4.0)).sum().backward()
-    assert normalized.weight.grad is not None
-
-
 @pytest.mark.parametrize("value", [1e39, -1e39, 3.5e38, math.inf, -(10**300)])
 def test_a_reset_value_beyond_float32_is_refused_by_kernels_and_reference_alike(value):
     for call in (
