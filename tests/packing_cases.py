@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast as sf
+from snnfast.autograd.integrate import listeners
 from snnfast.memory import packing
 
 T, B, C, H = 4, 3, 8, 6
@@ -20,7 +21,7 @@ T, B, C, H = 4, 3, 8, 6
 def nothing_left_behind():
     yield
     gc.collect()
-    assert not packing.active and packing._open_contexts == 0
+    assert not listeners and packing._open_contexts == 0
     assert len(packing._spikes) == 0
 
 
