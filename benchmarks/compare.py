@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from snnfast import comparing
 from snnfast.cli.command import USAGE, Parser, integer, one_line, seconds
 
 from . import environment, random_calls
@@ -136,9 +137,10 @@ def _build(name: str, revision: str | None, top: Path, folder: Path, cuda: bool)
             if finished.returncode != 0:
                 raise CompareError(f"{name}, {commit[:12]}, does not build:\n{finished.stderr.strip()[-2000:]}")
     # One program measures both: this one.
-    suite = target / "snnfast" / "benchmarks"
-    shutil.rmtree(suite, ignore_errors=True)
-    shutil.copytree(Path(__file__).parent, suite, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    for suite in (Path(__file__).parent, Path(comparing.__file__).parent):
+        copy = target / "snnfast" / suite.name
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(suite, copy, ignore=shutil.ignore_patterns("results", "__pycache__"))
     return Revision(name, commit, target)
 
 

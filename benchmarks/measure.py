@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnfast.comparing.timing import Neighbours, clock_for, interleaved
+
 from .baselines import BASELINES, OURS, Baseline, find
 from .cases import BLOCKS, Case
+from .kept import kept_for_backward, peak_memory, rotations
 from .neuron import Forward, Neuron, Unsupported
-from .timing import Neighbours, clock_for, interleaved, kept_for_backward, peak_memory, rotations
 
 # the largest gradient error, relative to that tensor's largest gradient, that rounding explains
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import snnfast
+from snnfast.comparing.naive import NaiveIF
 
-from .baselines import NaiveIF
 from .batch_norm import over_time, with_batch_norm
-from .timing import kept_for_backward
+from .kept import kept_for_backward
 
 STEPS = (2, 4, 8, 16, 32, 64)
 FEW, MANY = 1, 3  # blocks in a chain: the difference is what blocks keep, whatever comes before and after

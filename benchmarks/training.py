@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from snnfast import models
 from snnfast.cli.command import USAGE, Parser, integer, is_out_of_memory, one_line, seconds
+from snnfast.comparing.timing import Neighbours, clock_for, interleaved
 from snnfast.dynamics import MOST_STEPS
 from snnfast.models import Activation, Network
 from snnfast.surrogate import FastSigmoid
@@ -33,7 +34,7 @@ from snnfast.training.output import OutputError, OutputFolder
 from . import environment
 from .baselines import OURS, Neuron, Unsupported, find
 from .batch_norm import BatchNormAnd
-from .timing import Neighbours, clock_for, interleaved, peak_memory
+from .kept import peak_memory
 
 TWIN = "ann-twin"
 SIDES = (OURS, "naive", "spikingjelly", "spikingjelly-native", "spikingjelly-triton", TWIN)

@@ -9,8 +9,11 @@ import torch
 
 import snnfast
 from snnfast import benchmarks, surrogate
-from snnfast.benchmarks import baselines, cases, measure, memory, report, run, timing
-from snnfast.benchmarks.baselines import Baseline, NaiveIF, NaiveLIF, Neuron
+from snnfast.benchmarks import baselines, cases, measure, memory, report, run
+from snnfast.benchmarks.baselines import Baseline, Neuron
+from snnfast.benchmarks.kept import kept_for_backward
+from snnfast.comparing import timing
+from snnfast.comparing.naive import NaiveIF, NaiveLIF
 
 CPU = torch.device("cpu")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -148,16 +151,16 @@ def test_a_peer_that_fails_is_recorded_and_the_rest_measured():
 
 def test_kept_bytes_are_those_of_the_distinct_storages_saved():
     x, w = torch.randn(100, requires_grad=True), torch.randn(100, requires_grad=True)
-    product = timing.kept_for_backward(lambda: x * w, [x], [w])
+    product = kept_for_backward(lambda: x * w, [x], [w])
     assert (product.total, product.input, product.parameters, product.rest) == (800, 400, 400, 0)
     # exp keeps its own result, which is the output here and nobody's there
-    assert timing.kept_for_backward(lambda: x.exp(), [x]).output == 400
-    inner = timing.kept_for_backward(lambda: x.exp() + 1, [x])
+    assert kept_for_backward(lambda: x.exp(), [x]).output == 400
+    inner = kept_for_backward(lambda: x.exp() + 1, [x])
     assert (inner.rest, inner.total) == (400, 400)
     # a view counts as its whole storage, and two views of one storage as one
-    half = timing.kept_for_backward(lambda: x[:50] * x[50:], [x])
+    half = kept_for_backward(lambda: x[:50] * x[50:], [x])
     assert (half.total, half.input) == (400, 400)
-    assert timing.kept_for_backward(lambda: x + 1, [x]).total == 0
+    assert kept_for_backward(lambda: x + 1, [x]).total == 0
 
 
 @pytest.mark.parametrize("kind", ["IF", "LIF"])

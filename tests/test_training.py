@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import snnfast
-from snnfast.benchmarks.baselines import NaiveIF
+from snnfast.comparing.naive import NaiveIF
 from snnfast.data import ImageData, load
 from snnfast.models import DigitsNet, SummedLinear
 from snnfast.training import (
