@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from snnfast._text import installs
+
 from .measure import disturbed
 
 COLOURS = {
@@ -64,7 +66,7 @@ def write(results: dict[str, Any], folder: Path) -> tuple[list[Path], str]:
     try:
         import matplotlib
     except ImportError:
-        return [], "plots skipped: matplotlib is not installed (pip install matplotlib)"
+        return [], f"plots skipped: matplotlib is not installed: {installs('plots')}"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

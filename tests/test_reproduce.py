@@ -181,7 +181,7 @@ def test_without_matplotlib_there_are_numbers_and_a_remark(
     fake()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert command("fig3", tmp_path) == 0
-    assert "plots skipped: matplotlib is not installed" in capsys.readouterr().out
+    assert "plots skipped (tables and verdicts need none): matplotlib is not installed" in capsys.readouterr().out
     assert {file.name for file in (tmp_path / "fig3").iterdir()} == {"numbers.csv", "result.json"}
 
 
@@ -193,7 +193,7 @@ def test_without_matplotlib_it_is_said_before_anything_is_measured(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert command("fig3", tmp_path) == 0
     assert said[0].startswith(f"fig3 at scale small on cpu, into {tmp_path}\n")
-    assert "matplotlib is not installed (pip install matplotlib)" in said[0]
+    assert "matplotlib is not installed: python -m pip install 'snnfast[plots]'" in said[0]
     assert "== fig3: Title of fig3" in said[0]
 
 

@@ -211,5 +211,5 @@ def test_tensorboard_that_is_not_there_is_found_before_training(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main([*COMMAND, "--epochs", "1", "--tensorboard", "--out", str(tmp_path)]) == 2
     captured = capsys.readouterr()
-    assert "tensorboard is not installed (pip install tensorboard)" in captured.err
+    assert "TensorBoard is not installed: python -m pip install 'snnfast[logs]'" in captured.err
     assert "epoch 1/" not in captured.out

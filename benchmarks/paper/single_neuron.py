@@ -20,6 +20,7 @@ from torch import Tensor
 
 import snnfast as sf
 from snnfast import losses
+from snnfast._text import installs
 from snnfast.cli.command import USAGE, Parser, integer
 from snnfast.training.output import OutputError, OutputFolder
 
@@ -133,7 +134,7 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> str:
     try:
         import matplotlib
     except ImportError:
-        return "plot skipped: matplotlib is not installed (pip install matplotlib)"
+        return f"plot skipped: matplotlib is not installed: {installs('plots')}"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from snnfast._arguments.checks import function
 from snnfast._arguments.checks import path as checked_path
+from snnfast._text import installs
 from snnfast.layers import BatchNormNeuron
 from snnfast.tuning.trial import (
     Batches,
@@ -97,7 +98,7 @@ def plot_profiles(profiles: Mapping[str, GradientProfile], path: str | os.PathLi
         # Not pyplot, which would choose a backend for the whole process.
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib (or 'snnfast[plots]')") from error
+        raise ImportError(f"plots need matplotlib, which is not installed: {installs('plots')}") from error
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, profile in profiles.items():
