@@ -27,7 +27,8 @@ from typing import Any
 import torch
 
 from snnfast import comparing
-from snnfast.cli.command import USAGE, Parser, integer, one_line, seconds
+from snnfast._errors import one_line
+from snnfast.cli.command import USAGE, Parser, integer, seconds
 
 from . import environment, random_calls
 from .cases import select

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -162,7 +163,7 @@ def measure(
             del result
             if case.training and not baseline.forward_only:
                 record["kept"] = kept_for_backward(
-                    lambda side=side: workload.forward(side, workload.inputs[0]),
+                    functools.partial(workload.forward, side, workload.inputs[0]),
                     workload.inputs[:1],
                     workload.parameters,
                 ).as_dict()

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from snnfast.cli.command import Parser
+from snnfast.cli.command import Parser, integer
 
-from . import environment, memory, plots, report
+from . import block_memory, environment, plots, report
 from .baselines import OURS
 from .cases import Case, select
 from .measure import calmer, disturbed, measure
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=integer(1, MOST_PROCESSES),
         default=1,
         metavar="N",
         help="measure in N processes one after another, and take each side's best median (default: 1)",
@@ -133,7 +133,7 @@ def _measure_here(cases: Sequence[Case], device: str, suite: str, with_memory: b
         results["cases"].append(measured)
         print(report.progress(measured), file=sys.stderr, flush=True)
     if with_memory:
-        results["memory"] = memory.measure()
+        results["memory"] = block_memory.measure()
     results["environment"]["load_average_after"] = list(os.getloadavg())
     return results
 
@@ -222,8 +222,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     suite = _suite(arguments)
     try:
-        if not 1 <= arguments.processes <= MOST_PROCESSES:
-            raise UsageError(f"--processes must be at least 1 and at most {MOST_PROCESSES}, got {arguments.processes}")
         devices = _devices(arguments.device)
         chosen = {}
         for device in devices:

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from snnfast import models, training
-from snnfast.cli.command import USAGE, is_out_of_memory
+from snnfast._errors import is_out_of_memory
+from snnfast.cli.command import USAGE
 from snnfast.data import DataError, data_sets
 from snnfast.training.options import default_in_words as default
 
