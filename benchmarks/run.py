@@ -19,7 +19,7 @@ import torch
 
 from snnfast.cli.command import Parser, integer
 
-from . import block_memory, environment, plots, report
+from . import block_memory, environment, plots, report, rows
 from .baselines import OURS
 from .cases import Case, select
 from .measure import calmer, disturbed, measure
@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: ./snnfast-bench-<device>-<date>)"
+    )
+    parser.add_argument(
+        "--append",
+        type=Path,
+        metavar="DIR",
+        help="add a row per case and side to DIR/cases.csv, those of blocks to DIR/block-memory.csv (default: no rows)",
     )
     parser.add_argument(
         "--processes",
@@ -208,6 +214,10 @@ def _run_device(arguments: argparse.Namespace, cases: Sequence[Case], device: st
     pictures, remark = plots.write(results, folder)
     if remark:
         print(remark)
+    if arguments.append is not None:
+        for kind, found in rows.of_results(results).items():
+            if found:
+                print(f"rows: {len(found)} added to {rows.append(arguments.append, kind, found)}")
     for name, reason in results["failed"].items():
         print(f"FAILED {name}: {reason}")
     wrong = [case["name"] for case in results["cases"] if case["sides"].get("naive", {}).get("agrees") is False]
@@ -235,6 +245,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = _measure_here(chosen[devices[0]], devices[0], suite, _with_memory(arguments))
             arguments.worker.write_text(json.dumps(results, default=str))
             return 0
+        if arguments.append is not None:
+            try:
+                rows.check(arguments.append, ["cases", "block-memory"])
+            except ValueError as error:
+                raise UsageError(str(error)) from error
         folders = {device: _folder(arguments.out, device, len(devices) > 1) for device in devices}
         well = [_run_device(arguments, chosen[device], device, folders[device]) for device in devices]
     except UsageError as error:
