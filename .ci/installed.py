@@ -8,13 +8,19 @@ FOLDER is where the package must have been imported from. SNNFAST_CUDA=1 asks fo
 import importlib.metadata
 import io
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
 
 import torch
 
-import snnfast
+# What only the extras install is not there for the layers, whether it is installed or not. (torch has loaded its own.)
+extras = ("sklearn", "scipy", "tqdm", "matplotlib", "PIL", "tensorboard")
+assert "snnfast" not in sys.modules
+sys.modules |= {name: None for name in extras if name not in sys.modules}
+
+import snnfast  # noqa: E402
 
 MEGABYTES = 20
 
@@ -28,6 +34,9 @@ spikes.sum().backward()
 expected = snnfast.reference.integrate_and_fire(current.detach())[0]
 assert 0 < spikes.mean() < 1 and torch.equal(spikes, expected), "spikes differ from the reference's"
 assert current.grad is not None and current.grad.isfinite().all() and current.grad.any()
+
+required = [entry for entry in importlib.metadata.requires("snnfast") or () if "extra ==" not in entry]
+assert {re.split(r"\W", entry)[0] for entry in required} == {"torch", "numpy"}, f"snnfast requires {required}"
 
 backend = snnfast.build_info()["cuda"]["backend"]
 wanted = os.environ.get("SNNFAST_CUDA", "auto")

@@ -1,7 +1,8 @@
 """The benchmark suite behind `snnfast bench`.
 
-`cases` says what is measured, `baselines` (with `naive` and `peers`) what is compared, `timing` and `measure` how,
-`report` and `plots` how it is shown; `run` is the command. Importing this package imports none of them.
+`cases` says what is measured, `baselines` (with `peers` and `snnfast.comparing.naive`) what is compared, `measure` and
+`kept` (with `snnfast.comparing.timing`) how, `report` and `plots` how it is shown; `run` is the command. Importing this
+package imports none of them.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import snnfast
+from snnfast.comparing.naive import NaiveIF, NaiveLIF
 
 from . import peers
 from .batch_norm import BATCH_STATISTICS, with_batch_norm
-from .naive import NaiveIF, NaiveLIF
 from .neuron import ALL_DTYPES, Forward, Neuron, Unsupported
 
-__all__ = ["BASELINES", "OURS", "Baseline", "NaiveIF", "NaiveLIF", "Neuron", "Unsupported", "find"]
+__all__ = ["BASELINES", "OURS", "Baseline", "Neuron", "Unsupported", "find"]
 
 OURS = "snnfast"
 

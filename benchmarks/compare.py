@@ -9,7 +9,6 @@ turns, so that a neighbour's load falls on both alike.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -19,16 +18,18 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from snnfast.cli.command import USAGE, Parser, integer, one_line, seconds
+from snnfast import comparing
+from snnfast._errors import one_line
+from snnfast.cli.command import USAGE, Parser, integer, seconds
 
-from . import environment, random_calls
+from . import environment, random_calls, rows
 from .cases import select
 
 SIDES = ("base", "head")
@@ -46,7 +47,9 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m snnfast.benchmarks.compare",
         description="Builds two revisions of the checkout that it runs in, shows whether random calls give the same "
-        "bits in both, and times the benchmark's cases in both, in turns.",
+        "bits in both, and times the benchmark's cases in both, in turns. A case that looks slower is measured again, "
+        f"twice, before it counts as slower by more than {MOST_SLOWER:.0%}. The exit code is 0 where all results are "
+        "equal and nothing is slower, 1 where something is not, and 2 for what cannot be compared.",
     )
     parser.add_argument("base", metavar="REV", help="the revision to compare with, as git names it")
     parser.add_argument("--head", metavar="REV", help="the revision that is judged (default: the working tree)")
@@ -75,7 +78,9 @@ def _parser() -> Parser:
         "--rounds", type=integer(1, 1000), default=3, metavar="N", help="rounds, each in fresh processes (default: 3)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="append a row per case to that file")
+    parser.add_argument(
+        "--append", type=Path, metavar="DIR", help="add a row per case to DIR/compare.csv (default: no rows)"
+    )
     parser.add_argument(
         "--keep",
         type=Path,
@@ -91,7 +96,7 @@ def _git(*arguments: str) -> str:
     except FileNotFoundError:
         raise CompareError("git is not installed") from None
     except subprocess.CalledProcessError as error:
-        raise CompareError(f"git {' '.join(arguments)}: {error.stderr.strip()}") from None
+        raise CompareError(f"git {' '.join(arguments)}: {one_line(error.stderr)}") from None
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,10 @@ def _build(name: str, revision: str | None, top: Path, folder: Path, cuda: bool)
             if finished.returncode != 0:
                 raise CompareError(f"{name}, {commit[:12]}, does not build:\n{finished.stderr.strip()[-2000:]}")
     # One program measures both: this one.
-    suite = target / "snnfast" / "benchmarks"
-    shutil.rmtree(suite, ignore_errors=True)
-    shutil.copytree(Path(__file__).parent, suite, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    for suite in (Path(__file__).parent, Path(comparing.__file__).parent):
+        copy = target / "snnfast" / suite.name
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(suite, copy, ignore=shutil.ignore_patterns("results", "__pycache__"))
     return Revision(name, commit, target)
 
 
@@ -162,12 +168,14 @@ class Side:
 
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        with suppress(BrokenPipeError):
+            self.process.communicate()
 
     def ask(self, call: str, **arguments: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"call": call} | arguments) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: there is no answer to read
+            self.process.stdin.write(json.dumps({"call": call} | arguments) + "\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise CompareError(f"the process of {self.name} ended with exit code {self.process.wait()}")
@@ -275,51 +283,26 @@ def table(cases: Sequence[Compared]) -> str:
     return "\n".join(lines)
 
 
-def _append(file: Path, cases: Sequence[Compared], revisions: Sequence[Revision], where: dict[str, Any]) -> None:
-    new = not file.exists()
-    with file.open("a", newline="") as stream:
-        rows = csv.writer(stream)
-        if new:
-            rows.writerow(
-                [
-                    "date",
-                    "device",
-                    "torch",
-                    "threads",
-                    "base",
-                    "head",
-                    "case",
-                    "base_seconds",
-                    "head_seconds",
-                    "ratio",
-                    "lower_quartile",
-                    "upper_quartile",
-                    "ratio_of_fastest",
-                    "results_equal",
-                ]
-            )
-        for case in cases:
-            rows.writerow(
-                [
-                    where["date"],
-                    where["device_name"],
-                    where["versions"].get("torch"),
-                    where["threads"],
-                    *(revision.commit for revision in revisions),
-                    case.name,
-                    *(
-                        f"{number:.6g}"
-                        for number in (
-                            case.seconds("base"),
-                            case.seconds("head"),
-                            case.ratio,
-                            *case.quartiles,
-                            case.ratio_of_least,
-                        )
-                    ),
-                    case.equal,
-                ]
-            )
+def _rows(cases: Sequence[Compared], revisions: Sequence[Revision], where: dict[str, Any]) -> list[rows.Row]:
+    machine = {name: value for name, value in rows.machine(where).items() if name in rows.MACHINE}
+    found: list[rows.Row] = []
+    for case in cases:
+        lower, upper = case.quartiles
+        found.append(
+            {
+                **machine,
+                **{revision.name: revision.commit for revision in revisions},
+                "case": case.name,
+                "base_seconds": case.seconds("base"),
+                "head_seconds": case.seconds("head"),
+                "ratio": case.ratio,
+                "lower_quartile": lower,
+                "upper_quartile": upper,
+                "ratio_of_fastest": case.ratio_of_least,
+                "results_equal": case.equal,
+            }
+        )
+    return found
 
 
 def _compare(arguments: Any, folder: Path) -> bool:
@@ -355,8 +338,8 @@ def _compare(arguments: Any, folder: Path) -> bool:
         print(table(cases))
         slower = [case.name for case in cases if case.slower]
         print(f"slower by more than {MOST_SLOWER:.0%}: {', '.join(slower) or 'none'}")
-        if arguments.csv:
-            _append(arguments.csv, cases, revisions, where)
+        if arguments.append is not None:
+            rows.append(arguments.append, "compare", _rows(cases, revisions, where))
     return not differing and all(case.equal and not case.slower for case in cases)
 
 
@@ -364,6 +347,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; 0 where all is equal and nothing slower, 1 where something is, 2 for bad usage."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.append is not None:
+            rows.check(arguments.append, ["compare"])
         with ExitStack() as stack:
             folder = arguments.keep
             if folder is None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from snnfast.comparing.timing import clock_for
+
 from . import random_calls
 from .baselines import OURS, find
 from .cases import CASES
 from .measure import Workload
-from .timing import clock_for
 
 
 class Worker:

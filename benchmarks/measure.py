@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnfast.comparing.timing import Neighbours, clock_for, interleaved
+
 from .baselines import BASELINES, OURS, Baseline, find
 from .cases import BLOCKS, Case
+from .kept import kept_for_backward, peak_memory, rotations
 from .neuron import Forward, Neuron, Unsupported
-from .timing import Neighbours, clock_for, interleaved, kept_for_backward, peak_memory, rotations
 
 # the largest gradient error, relative to that tensor's largest gradient, that rounding explains
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -160,7 +163,7 @@ def measure(
             del result
             if case.training and not baseline.forward_only:
                 record["kept"] = kept_for_backward(
-                    lambda side=side: workload.forward(side, workload.inputs[0]),
+                    functools.partial(workload.forward, side, workload.inputs[0]),
                     workload.inputs[:1],
                     workload.parameters,
                 ).as_dict()

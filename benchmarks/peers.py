@@ -21,13 +21,18 @@ from .batch_norm import BatchNormAnd
 from .neuron import Forward, Neuron, Unsupported
 
 
-def _not_installed(module: str, package: str) -> Callable[[], str | None]:
+def _not_installed(module: str) -> Callable[[], str | None]:
     def missing() -> str | None:
         try:
             found = importlib.util.find_spec(module) is not None
         except ImportError:
             found = False
-        return None if found else f"not installed (pip install {package})"
+        if found:
+            return None
+        # Imported here: revisions that snnfast.benchmarks.compare puts this suite into may not have it.
+        from snnfast._text import installs
+
+        return f"not installed: {installs('peers')}"
 
     return missing
 
@@ -221,7 +226,7 @@ PEERS: tuple[dict[str, Any], ...] = (
         make=_spikingjelly,
         overrides=_spikingjelly_overrides,
         dtypes=_FULL_PRECISION,
-        missing=_not_installed("spikingjelly", "'spikingjelly==2.0.*'"),
+        missing=_not_installed("spikingjelly"),
         rounding="its leaky neuron rounds in another order",
         note="IFNode / LIFNode, step_mode='m', SoftSign; on CUDA what it selects itself",
     ),
@@ -232,7 +237,7 @@ PEERS: tuple[dict[str, Any], ...] = (
             make=_spikingjelly_cuda(implementation),
             overrides=_spikingjelly_overrides,
             devices=("cuda",),
-            missing=_not_installed("spikingjelly", "spikingjelly"),
+            missing=_not_installed("spikingjelly"),
             dtypes=(torch.float32, torch.float16, torch.bfloat16),
             note=f"IFNode with SJ_IF_CUDA_IMPLEMENTATION={implementation}",
         )
@@ -244,7 +249,7 @@ PEERS: tuple[dict[str, Any], ...] = (
         make=_snntorch,
         overrides=_snntorch_overrides,
         dtypes=_FULL_PRECISION,
-        missing=_not_installed("snntorch", "snntorch"),
+        missing=_not_installed("snntorch"),
         rounding="its soft reset subtracts after the charge",
         note="Leaky in a loop over unbind; beta=1 for IF",
     ),
@@ -254,7 +259,7 @@ PEERS: tuple[dict[str, Any], ...] = (
         make=_norse,
         overrides=_norse_overrides,
         dtypes=_FULL_PRECISION,
-        missing=_not_installed("norse", "norse"),
+        missing=_not_installed("norse"),
         rounding="its leaky neuron rounds in another order",
         note="IAF / SNN over LIFBox; its surrogate is 1 / (1 + |d|)^2 whatever alpha, its reset is not detached",
     ),

@@ -144,15 +144,16 @@ def run(call: RandomCall, device: torch.device) -> Iterator[tuple[str, Tensor]]:
 
     for number in range(call.calls):
         x = current(call.sizes if call.held else full, call.held)
-        arguments = {"steps": call.steps} if call.held else {}
+        arguments: dict[str, Any] = {"steps": call.steps} if call.held else {}
         if call.residual != "none":
             without_time = call.residual == "without time"
             arguments["residual"] = current(call.sizes if without_time else full, without_time)
         spikes = layer(x, **arguments)
-        leaves = {"current": x, "residual": arguments.get("residual"), **dict(layer.named_parameters())}
-        leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+        leaves = {"current": x, **dict(layer.named_parameters())}
+        if "residual" in arguments:
+            leaves["residual"] = arguments["residual"]
         gradient = torch.randn(full, generator=rng, dtype=torch.float64).to(device, call.dtype)
-        found = (None,) * len(leaves)
+        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if spikes.requires_grad:
             found = torch.autograd.grad(spikes, tuple(leaves.values()), gradient, allow_unused=True)
         yield f"spikes {number}", spikes

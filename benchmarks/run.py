@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from snnfast.cli.command import Parser
+from snnfast.cli.command import Parser, integer
 
-from . import environment, memory, plots, report
+from . import block_memory, environment, plots, report, rows
 from .baselines import OURS
 from .cases import Case, select
 from .measure import calmer, disturbed, measure
@@ -60,8 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where to write (default: ./snnfast-bench-<device>-<date>)"
     )
     parser.add_argument(
+        "--append",
+        type=Path,
+        metavar="DIR",
+        help="add a row per case and side to DIR/cases.csv, those of blocks to DIR/block-memory.csv (default: no rows)",
+    )
+    parser.add_argument(
         "--processes",
-        type=int,
+        type=integer(1, MOST_PROCESSES),
         default=1,
         metavar="N",
         help="measure in N processes one after another, and take each side's best median (default: 1)",
@@ -133,7 +139,7 @@ def _measure_here(cases: Sequence[Case], device: str, suite: str, with_memory: b
         results["cases"].append(measured)
         print(report.progress(measured), file=sys.stderr, flush=True)
     if with_memory:
-        results["memory"] = memory.measure()
+        results["memory"] = block_memory.measure()
     results["environment"]["load_average_after"] = list(os.getloadavg())
     return results
 
@@ -208,6 +214,10 @@ def _run_device(arguments: argparse.Namespace, cases: Sequence[Case], device: st
     pictures, remark = plots.write(results, folder)
     if remark:
         print(remark)
+    if arguments.append is not None:
+        for kind, found in rows.of_results(results).items():
+            if found:
+                print(f"rows: {len(found)} added to {rows.append(arguments.append, kind, found)}")
     for name, reason in results["failed"].items():
         print(f"FAILED {name}: {reason}")
     wrong = [case["name"] for case in results["cases"] if case["sides"].get("naive", {}).get("agrees") is False]
@@ -222,8 +232,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     suite = _suite(arguments)
     try:
-        if not 1 <= arguments.processes <= MOST_PROCESSES:
-            raise UsageError(f"--processes must be at least 1 and at most {MOST_PROCESSES}, got {arguments.processes}")
         devices = _devices(arguments.device)
         chosen = {}
         for device in devices:
@@ -237,6 +245,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = _measure_here(chosen[devices[0]], devices[0], suite, _with_memory(arguments))
             arguments.worker.write_text(json.dumps(results, default=str))
             return 0
+        if arguments.append is not None:
+            try:
+                rows.check(arguments.append, ["cases", "block-memory"])
+            except ValueError as error:
+                raise UsageError(str(error)) from error
         folders = {device: _folder(arguments.out, device, len(devices) > 1) for device in devices}
         well = [_run_device(arguments, chosen[device], device, folders[device]) for device in devices]
     except UsageError as error:

@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnfast import models
-from snnfast.cli.command import USAGE, Parser, integer, is_out_of_memory, one_line, seconds
-from snnfast.dynamics import MOST_STEPS
+from snnfast._arguments.checks import LARGEST_COUNT
+from snnfast._errors import is_out_of_memory, one_line
+from snnfast.cli.command import USAGE, Parser, integer, seconds
+from snnfast.comparing.timing import Neighbours, clock_for, interleaved
+from snnfast.layers import BatchNormNeuron
 from snnfast.models import Activation, Network
 from snnfast.surrogate import FastSigmoid
 from snnfast.training.options import OptionError, choose_device
@@ -33,7 +36,7 @@ from snnfast.training.output import OutputError, OutputFolder
 from . import environment
 from .baselines import OURS, Neuron, Unsupported, find
 from .batch_norm import BatchNormAnd
-from .timing import Neighbours, clock_for, interleaved, peak_memory
+from .kept import peak_memory
 
 TWIN = "ann-twin"
 SIDES = (OURS, "naive", "spikingjelly", "spikingjelly-native", "spikingjelly-triton", TWIN)
@@ -53,6 +56,7 @@ class _Other:
     spiking: bool = True
 
     def replacing(self, layer: nn.Module) -> nn.Module:
+        assert isinstance(layer, BatchNormNeuron), layer
         neuron = find(self.baseline).make(Neuron("IF", {"surrogate": SURROGATE}), self.device)
         made = BatchNormAnd(layer.num_features, neuron)
         made.norm.load_state_dict(layer.state_dict())
@@ -64,7 +68,9 @@ def build(name: str, image_size: int, steps: int, **options: Any) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         shape = (3, image_size, image_size)
-        return models.for_images(name, shape, 10, steps=steps, surrogate=SURROGATE, batch_norm=True, **options)
+        made = models.for_images(name, shape, 10, steps=steps, surrogate=SURROGATE, batch_norm=True, **options)
+    assert isinstance(made, Network), f"{name} has no ANN twin"
+    return made
 
 
 def side_of(name: str, ours: Network, device: torch.device) -> Network:
@@ -76,7 +82,7 @@ def side_of(name: str, ours: Network, device: torch.device) -> Network:
     reason = find(name).why_not(device, torch.float32)
     if reason:
         raise Unsupported(reason)
-    return ours.with_activation(_Other(name, device))  # type: ignore[arg-type]
+    return ours.with_activation(_Other(name, device))
 
 
 def training_step(
@@ -160,7 +166,7 @@ def measure(
                 raise
             found[side] = {"skipped": one_line(error)}
             continue
-        model = model.to(torch.float32).to(memory_format=layout)
+        model = model.to(torch.float32).to(memory_format=layout)  # type: ignore[call-overload]  # torch declares no layout
         batch, wanted = (images.repeat(steps, 1, 1, 1), labels.repeat(steps)) if side == TWIN else (images, labels)
         running[side] = training_step(model, batch.contiguous(memory_format=layout), wanted, precision)
         running[side]()
@@ -207,7 +213,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 for wrong arguments."""
-    size = integer(1, MOST_STEPS)
+    size = integer(1, LARGEST_COUNT)
     parser = Parser(prog="python -m snnfast.benchmarks.training", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="resnet11", choices=[name for name in models.names() if name != "digits"])
     parser.add_argument("--width", type=size, help="channels of the first convolution (default: the network's own)")

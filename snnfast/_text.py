@@ -1,4 +1,4 @@
-"""Numbers, sizes and tables in words."""
+"""Numbers, sizes, tables and remedies in words."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def installs(extra: str) -> str:
+    """The command that adds what one of pyproject.toml's extras names to an installation."""
+    return f"python -m pip install 'snnfast[{extra}]'"

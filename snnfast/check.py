@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._arguments.axes import axes_of, named
+from snnfast._arguments.checks import integer
 from snnfast._text import table
 from snnfast.layers import BatchNormNeuron, Neuron, OverTime, Readout, reset_state
 from snnfast.memory.report import check_model_and_sample, gpus_of, untouched
@@ -105,8 +106,8 @@ def check(model: nn.Module, sample: Tensor | tuple[Any, ...], *, steps: int | No
         ValueError: a lazy module that was not run yet.
     """
     check_model_and_sample(model, sample)
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int)):
-        raise TypeError(f"steps must be an int or None, got {type(steps).__name__}")
+    if steps is not None:
+        integer("steps", steps, least=1)
     model = getattr(model, "_orig_mod", model)
     args = sample if isinstance(sample, tuple) else (sample,)
     run = _Run({module: name or type(module).__name__ for name, module in model.named_modules()})

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnfast._arguments.checks import dense
+from snnfast._arguments.checks import dense, integer
+from snnfast.layers import BatchNormNeuron, Neuron
 from snnfast.layers.state_dict import hold
 from snnfast.models.activations import Activation
-from snnfast.models.network import Network, at_least_one
+from snnfast.models.network import Network
 from snnfast.models.residual import Shortcut
+from snnfast.tuning import currents
 
 __all__ = ["largest_current", "to_spiking"]
 
@@ -58,8 +60,9 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
     if not isinstance(ann, Network):
         raise TypeError(f"ann must be a network of snnfast.models, got {type(ann).__name__}")
     if ann.activation.spiking:
-        raise ValueError(f"ann must be made with activation='relu', got {ann.activation.kind!r}")
-    at_least_one(steps)
+        kind = ann.activation.kind if isinstance(ann.activation, Activation) else ann.activation
+        raise ValueError(f"ann must be made with activation='relu', got {kind!r}")
+    integer("steps", steps, least=1)
     device = next(ann.parameters()).device
     images = [batch.to(device) for batch in _images_of(batches)]
     if not images:
@@ -69,7 +72,8 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
     spiking.steps = steps
     names = {module: name for name, module in spiking.named_modules()}
     for neuron, readers in spiking.links():
-        largest = max(largest_current(spiking, neuron, batch) for batch in images)
+        assert isinstance(neuron, Neuron), neuron
+        largest = currents.largest_current(spiking, images, neuron, entering=_entering)
         if not (largest > 0 and math.isfinite(largest)):
             raise ValueError(f"the largest current of {names[neuron]} must be positive and finite, got {largest}")
         neuron.threshold = largest
@@ -89,10 +93,6 @@ def _images_of(batches: Iterable[Any]) -> list[Tensor]:
             what = type(images).__name__
             raise TypeError(f"batches must hold tensors of images, or pairs with one first, got {what}")
     return found
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the layer that was asked about: what comes after it is not needed."""
 
 
 @torch.no_grad()
@@ -116,33 +116,28 @@ def largest_current(network: Network, neuron: nn.Module, images: Tensor) -> floa
     dense("images", images)
     if network.training:
         raise ValueError("network must be in evaluation mode: call network.eval()")
-    if not any(neuron is layer for layer in network.neurons()):
+    if not (isinstance(neuron, Neuron) and any(neuron is layer for layer in network.neurons())):
         raise ValueError("neuron must be one of network.neurons()")
-    found = math.nan
-
-    def measure(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal found
-        current, held = args[0], kwargs.get("steps") is not None
-        if hasattr(layer, "running_mean"):
-            current = _normalized(layer, current, 1 if held else 2)
-        residual = kwargs.get("residual")
-        found = (current if residual is None else current + residual).max().item()
-        raise _Reached
-
-    hook = neuron.register_forward_pre_hook(measure, with_kwargs=True)
-    try:
-        network(images)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
-    return found
+    return currents.largest_current(network, [images], neuron, entering=_entering)
 
 
-def _normalized(layer: nn.Module, current: Tensor, channel_dim: int) -> Tensor:
+def _entering(layer: Neuron, arguments: dict[str, Any]) -> Tensor:
+    """What a neuron integrates, the batch normalization being the affine map of MATH.md section 4.
+
+    The neuron's own arithmetic (:func:`snnfast.tuning.currents.entering_current`) rounds that differently in the last
+    bit, and the thresholds with it: networks that were converted before would not be found again.
+    """
+    current, residual = arguments["current"], arguments.get("residual")
+    if isinstance(layer, BatchNormNeuron):
+        current = _normalized(layer, current, 2 if arguments.get("steps") is None else 1)
+    return current if residual is None else current + residual
+
+
+def _normalized(layer: BatchNormNeuron, current: Tensor, channel_dim: int) -> Tensor:
     """The affine map of a batch normalization in evaluation (MATH.md section 4)."""
     shape = [1] * current.dim()
     shape[channel_dim] = -1
+    assert layer.running_mean is not None and layer.running_var is not None  # our networks' layers track them
     mean, scale = layer.running_mean, layer.weight / torch.sqrt(layer.running_var + layer.eps)
     return (current - mean.view(shape)) * scale.view(shape) + layer.bias.view(shape)
 

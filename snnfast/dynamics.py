@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from snnfast._arguments import hints
+from snnfast._arguments.checks import LARGEST_FLOAT32, flag, integer, number, number_within
 from snnfast._arguments.checks import dense as check_dense
-from snnfast._arguments.checks import flag, number
-from snnfast.surrogate import LARGEST, SHAPES, FastSigmoid, Surrogate
+from snnfast.surrogate import SHAPES, FastSigmoid, Surrogate
 
 RESETS = ("hard", "soft")
-MOST_STEPS = 2**31 - 1
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The bits of `Dynamics.flags`; the ops hand them to the core.
@@ -75,10 +74,7 @@ def check_threshold(value: float | Tensor) -> float:
     """The threshold's number, 0.0 for a tensor (whose values are not read: that would wait for the device)."""
     if isinstance(value, Tensor):
         return 0.0
-    threshold = number("threshold", value, "a number or a tensor")
-    if math.isnan(threshold) or threshold < 0:
-        raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
-    return threshold
+    return number_within("threshold", value, least=0, infinite=True, allowed="a number or a tensor")
 
 
 def check_tau(value: float | Tensor) -> float:
@@ -144,9 +140,7 @@ def make_dynamics(
     if not isinstance(reset, str) or reset not in RESETS:
         raise ValueError(f"reset must be one of {', '.join(map(repr, RESETS))}, got {reset!r}{hints.of_reset(reset)}")
     soft = reset == "soft"
-    value = number("reset_value", reset_value)
-    if not abs(value) <= LARGEST:
-        raise ValueError(f"reset_value must be finite and within {LARGEST:.8g}, the largest float32, got {value}")
+    value = number_within("reset_value", reset_value, least=-LARGEST_FLOAT32, most=LARGEST_FLOAT32)
     if soft and value != 0:
         raise ValueError(f"reset_value must be 0 with reset='soft', which subtracts the threshold; got {value}")
     # The paper's rule: "we take the gradient of spikes to be zero" at a hard reset; a soft one is differentiated.
@@ -227,11 +221,7 @@ def check_call(
             raise ValueError(f"current has 0 time steps in dimension {time_dim} of {list(current.shape)}; at least 1")
         sizes = [*current.shape[:time_dim], *current.shape[time_dim + 1 :]]
     else:
-        # A symbolic number stands for an int while torch.compile traces (whose torch 2.6 knows no `int | SymInt`).
-        if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)):
-            raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-        if steps < 1 or steps > MOST_STEPS:
-            raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
+        integer("steps", steps, least=1)
         if current.dim() == 0:
             raise ValueError("current held over steps must have the shape [B, ...], got a 0-d tensor")
         sizes = list(current.shape)

@@ -9,12 +9,10 @@ The sum over time is the paper's; over the other dimensions, neurons and batch, 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from snnfast._arguments.checks import dense, integer, number, word
+from snnfast._arguments.checks import dense, integer, number_within, word
 from snnfast.dynamics import not_a_tensor
 
 __all__ = [
@@ -126,6 +124,8 @@ class SpikeTrainLoss(nn.Module):
 class VanRossumLoss(nn.Module):
     """:func:`van_rossum_loss`, equation (4), as a module; a ``kernel`` becomes a buffer."""
 
+    kernel: Tensor | None
+
     def __init__(self, *, tau: float = 10.0, kernel: Tensor | None = None, reduction: str = "mean") -> None:
         super().__init__()
         _kernel(tau, kernel, torch.zeros(1))
@@ -175,8 +175,7 @@ def _kernel(tau: float, kernel: Tensor | None, potential: Tensor) -> Tensor:
     """α_0 … α_{T−1}, in the potential's dtype and on its device."""
     steps = len(potential)
     if kernel is None:
-        if not 0 < number("tau", tau) < math.inf:
-            raise ValueError(f"tau must be finite and above 0, got {tau}")
+        number_within("tau", tau, above=0)
         return torch.exp(-torch.arange(steps, dtype=torch.float64) / tau).to(potential)
     if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
         raise TypeError(f"kernel must be a floating tensor, got {getattr(kernel, 'dtype', type(kernel).__name__)}")

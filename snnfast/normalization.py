@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from snnfast._arguments.checks import number
+from snnfast._arguments.checks import number_within
 from snnfast.dynamics import DTYPES, check_dense, check_dtype, not_a_tensor
 
 __all__ = [
@@ -55,17 +54,11 @@ class Normalization:
 
 
 def check_eps(eps: float) -> float:
-    value = number("eps", eps)
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"eps must be finite and not negative, got {value}")
-    return value
+    return number_within("eps", eps, least=0)
 
 
 def check_momentum(momentum: float) -> float:
-    value = number("momentum", momentum)
-    if not 0 <= value <= 1:
-        raise ValueError(f"momentum must be in [0, 1], got {value}")
-    return value
+    return number_within("momentum", momentum, least=0, most=1)
 
 
 def resolve_group(group: Any) -> Any:

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from snnfast._arguments import hints
-from snnfast._arguments.checks import number
+from snnfast._arguments.checks import LARGEST_FLOAT32, number_within
 
 __all__ = ["Arctangent", "Exponential", "FastSigmoid", "Gaussian", "Rectangle", "Sigmoid", "Surrogate", "Triangle"]
 
 
-# Normal numbers of float32, in which most kernels compute.
-SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+SMALLEST = torch.finfo(torch.float32).tiny  # that is normal
 
 
 def _exp_of_minus(a: Tensor) -> Tensor:
@@ -52,12 +51,7 @@ class Surrogate:
 
     def __post_init__(self) -> None:
         for name in ("gamma", "beta"):
-            value = number(name, getattr(self, name))
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
-            if value > LARGEST:
-                raise ValueError(f"{name} must be at most {LARGEST:.8g}, the largest float32, got {value:.8g}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, number_within(name, getattr(self, name), least=0, most=LARGEST_FLOAT32))
 
     @property
     def sharpness(self) -> float:

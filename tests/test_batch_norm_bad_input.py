@@ -163,7 +163,7 @@ def test_eps_and_momentum_out_of_range(make):
         with refused(ValueError, "eps", "finite and not negative", str(eps)):
             make(eps=eps)
     for momentum in (-0.1, 1.1, math.nan, math.inf):
-        with refused(ValueError, "momentum", "[0, 1]", str(momentum)):
+        with refused(ValueError, "momentum", "between 0 and 1", str(momentum)):
             make(momentum=momentum)
     for name in ("eps", "momentum"):
         for value in ("0.1", True, [0.1]):

@@ -176,5 +176,5 @@ def test_what_cannot_be_checked_is_refused():
         sf.check(lambda x: x, x)
     with pytest.raises(TypeError, match=r"sample must be a tensor, .*torch.from_numpy\(sample\)"):
         sf.check(sf.IF(), x.numpy())
-    with pytest.raises(TypeError, match="steps must be an int or None, got float"):
+    with pytest.raises(TypeError, match="steps must be an int, got float"):
         sf.check(sf.IF(), x, steps=5.0)

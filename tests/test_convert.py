@@ -174,7 +174,7 @@ def test_what_cannot_be_converted_is_refused():
         to_spiking(models.plain_net(layers=3), [images])
     with pytest.raises(ValueError, match="batches is empty"):
         to_spiking(ann, [])
-    with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         to_spiking(ann, [images], steps=0)
     network = models.plain_net(layers=3, image_size=16)
     with pytest.raises(ValueError, match="evaluation mode"):

@@ -248,5 +248,5 @@ def test_a_folder_without_imagenette_says_where_it_comes_from(tmp_path: Path) ->
 
 def test_imagenette_without_pillow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(DataError, match="pip install pillow"):
+    with pytest.raises(DataError, match=r"Pillow.*python -m pip install 'snnfast\[images\]'"):
         load("imagenette", tmp_path)

@@ -75,9 +75,9 @@ def test_a_range_where_the_loss_never_falls_has_no_suggestion() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"lowest": 0.0}, ValueError, "0 < lowest < highest"),
-        ({"lowest": 1.0, "highest": 0.1}, ValueError, r"0 < lowest < highest, got 1\.0 and 0\.1"),
-        ({"highest": math.inf}, ValueError, "rates must be finite"),
+        ({"lowest": 0.0}, ValueError, r"lowest must be finite and above 0, got 0\.0"),
+        ({"lowest": 1.0, "highest": 0.1}, ValueError, r"highest must be finite and above 1, got 0\.1"),
+        ({"highest": math.inf}, ValueError, "highest must be finite and above 1e-06, got inf"),
         ({"steps": 1}, ValueError, "steps must be at least 2, got 1"),
         ({"smoothing": 1.0}, ValueError, "smoothing must be at least 0 and below 1"),
         ({"divergence": 1.0}, ValueError, "divergence must be above 1"),

@@ -195,5 +195,5 @@ def test_the_experiment_does_without_matplotlib(outcomes, tmp_path, monkeypatch)
 
     imported = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", refuse)
-    assert "pip install matplotlib" in single_neuron.plot(outcomes, tmp_path / "plot.png")
+    assert "python -m pip install 'snnfast[plots]'" in single_neuron.plot(outcomes, tmp_path / "plot.png")
     assert not (tmp_path / "plot.png").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -121,13 +122,12 @@ def test_a_layer_without_a_surrogate_has_the_papers():
     assert sf.IF().surrogate == sf.LIF().surrogate == shapes.FastSigmoid(gamma=10.0, beta=1.0)
 
 
-LARGEST = r"must be at most 3.4028235e\+38, the largest float32"
+ALLOWED = r"must be between 0 and 3\.4028235e\+38, the largest float32, got"
 REFUSED = [
     *(
-        (value, ValueError, f"must be finite and not negative, got {value}")
-        for value in (-1.0, -1e-30, math.nan, math.inf, -math.inf)
+        (value, ValueError, f"{ALLOWED} {re.escape(str(value))}")
+        for value in (-1.0, -1e-30, math.nan, math.inf, -math.inf, 1e39, 1e300)
     ),
-    *((value, ValueError, LARGEST) for value in (1e39, 1e300)),
     (10**400, ValueError, "must be within the range of float64"),
     *(
         (value, TypeError, f"must be a number, got {type(value).__name__}")

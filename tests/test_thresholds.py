@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tuning_models import STEPS, Plain, Residual, batches, made
 
 import snnfast as sf
-from snnfast import tuning
+from snnfast import models, tuning
 
 THRESHOLDS: dict[str, Callable[[], Any]] = {
     "numbers": lambda: 0.5,
@@ -57,6 +57,18 @@ def test_a_normalizing_layers_current_is_that_behind_normalization_and_residual_
     ours, plain = (list(tuning.normalize_thresholds(model, batches()).values()) for model in (fused, apart))
     assert len(ours) == 4
     assert ours == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_residual_current_counts_without_a_normalization_too() -> None:
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neuron = models.ResidualIF()
+
+        def forward(self, currents: Tensor) -> Tensor:
+            return self.neuron(currents, residual=2 * currents)
+
+    assert tuning.normalize_thresholds(Shortcut(), [(torch.arange(1.0, 5.0)[:, None, None], None)]) == {"neuron": 12.0}
 
 
 def test_a_layer_that_is_called_chunk_by_chunk_gets_the_largest_current_of_all_chunks() -> None:

@@ -119,7 +119,7 @@ def measure(settings: Settings, context: Context) -> Measured:
 
 def curves(settings: Settings, measured: Measured) -> tuple[Table, Plot]:
     """Accuracies over the steps at inference, as a table and as a plot with the paper's own number in it."""
-    rows = [
+    rows: list[list[Any]] = [
         *([TRAINED, steps, accuracy] for steps, accuracy in measured.trained.items()),
         *([CONVERTED, steps, accuracy] for steps, accuracy in measured.converted.items()),
         [TWIN, None, measured.twin],

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from snnfast.tuning import GammaSearch, GradientProfile, gradient_profile, tune_gamma
 from snnfast.tuning.gamma import set_gamma
+from snnfast.tuning.gradients import whole_numbers
 from snnfast.tuning.trial import on_trial
 
 from .experiment import Context, Experiment, Outcome, Plot, Settings, Table, Verdict
@@ -131,7 +132,7 @@ def _drawing(profiles: dict[str, GradientProfile], tuned: float) -> Any:
                 label=f"γ = {_label(name, tuned)}",
             )
         axes.set_yscale("log")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axes.xaxis)
         dress(axes, xlabel="spiking layer, from the input", ylabel="mean absolute gradient", legend=True)
 
     return draw

@@ -72,7 +72,7 @@ class Trained:
     seed: int
     gamma: float | None
     ratio: float | None
-    lr: float
+    lr: float | None
     train: float
     test: float
 

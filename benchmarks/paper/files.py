@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from snnfast._text import installs
 from snnfast.training.output import OutputFolder
 
 from .experiment import Experiment, Outcome, Plot
@@ -49,7 +50,7 @@ def why_no_plots() -> str | None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        return "plots skipped: matplotlib is not installed (pip install matplotlib); tables and verdicts need none"
+        return f"plots skipped (tables and verdicts need none): matplotlib is not installed: {installs('plots')}"
     return None
 
 

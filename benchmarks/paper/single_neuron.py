@@ -20,6 +20,7 @@ from torch import Tensor
 
 import snnfast as sf
 from snnfast import losses
+from snnfast._text import installs
 from snnfast.cli.command import USAGE, Parser, integer
 from snnfast.training.output import OutputError, OutputFolder
 
@@ -87,7 +88,8 @@ def learn(
     optimizer = torch.optim.Adam([weights], lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=updates)
     history: list[int] = []
-    first = best = None
+    first: Tensor | None = None
+    best: Tensor | None = None
     for _ in range(updates + 1):
         spikes, potential = respond(inputs, weights)
         history.append(int(wrong(spikes)))
@@ -99,8 +101,9 @@ def learn(
         loss(spikes, potential, wanted).backward()
         optimizer.step()
         schedule.step()
-    trains = [s.detach().int().tolist() for s in (first, best)]
-    return Outcome(equation, history, wanted.numel(), *trains, wanted.int().tolist())
+    assert first is not None and best is not None
+    before, after = (spikes.detach().int().tolist() for spikes in (first, best))
+    return Outcome(equation, history, wanted.numel(), before, after, wanted.int().tolist())
 
 
 def run(*, seed: int = 0, updates: int = 1000, lr: float = 0.005) -> list[Outcome]:
@@ -120,7 +123,7 @@ def run(*, seed: int = 0, updates: int = 1000, lr: float = 0.005) -> list[Outcom
     def wrong_labels(spikes: Tensor) -> Tensor:
         return ((spikes.sum(0) > COUNT).float() != labels).sum()
 
-    options = {"updates": updates, "lr": lr}
+    options: dict[str, Any] = {"updates": updates, "lr": lr}
     return [
         learn("3", inputs, weights, wanted, losses.SpikeTrainLoss(), mismatches, **options),
         learn("4", inputs, weights, wanted, losses.VanRossumLoss(tau=2.0), mismatches, **options),
@@ -133,7 +136,7 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> str:
     try:
         import matplotlib
     except ImportError:
-        return "plot skipped: matplotlib is not installed (pip install matplotlib)"
+        return f"plot skipped: matplotlib is not installed: {installs('plots')}"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -149,11 +152,11 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> str:
             result.axhline(COUNT + 0.5, color=COLOURS["wanted"], linewidth=0.8)
             result.set(xticks=[0, 1], xlim=(-0.5, 1.5), xlabel="label", ylabel="spikes")
         else:
-            trains = {"wanted": outcome.wanted, "before": outcome.first, "after": outcome.last}
-            for height, (name, train) in enumerate(trains.items()):
+            shown = {"wanted": outcome.wanted, "before": outcome.first, "after": outcome.last}
+            for height, (name, train) in enumerate(shown.items()):
                 at = torch.tensor(train)[:, 0].nonzero()[:, 0]
                 result.eventplot(at, lineoffsets=-height, linelengths=0.8, colors=COLOURS[name])
-            result.set(yticks=[0, -1, -2], yticklabels=list(trains), xlabel="time step", xlim=(0, STEPS))
+            result.set(yticks=[0, -1, -2], yticklabels=list(shown), xlabel="time step", xlim=(0, STEPS))
         for axes in (errors, result):
             axes.spines[["top", "right"]].set_visible(False)
     rows[-1][1].legend(frameon=False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnfast import models
+from snnfast._arguments.checks import integer
 from snnfast.data import ImageData, Split, load
 from snnfast.models import Network
 from snnfast.training import Trainer, TrainOptions
@@ -56,10 +57,10 @@ def images(
     """
     data = _loaded(name, context.data_dir if context.data_dir is not None else os.environ.get("SNNFAST_DATA"))
     for argument, wanted, split in (("train", train, data.train), ("test", test, data.test)):
-        if wanted is not None and not 1 <= wanted <= len(split):
-            raise ValueError(f"{argument} must be from 1 to {len(split)}, the images of {name}, got {wanted}")
-    if size is not None and not 1 <= size <= min(data.image_shape[1:]):
-        raise ValueError(f"size must be from 1 to {min(data.image_shape[1:])}, that of {name}'s images, got {size}")
+        if wanted is not None:
+            integer(argument, wanted, least=1, most=len(split))
+    if size is not None:
+        integer("size", size, least=1, most=min(data.image_shape[1:]))
     return replace(data, train=_part(data.train, train, size), test=_part(data.test, test, size)).to(context.device)
 
 
@@ -82,14 +83,16 @@ def _part(split: Split, count: int | None, size: int | None) -> Split:
     return replace(split, images=pixels, labels=split.labels[:count])
 
 
-def network(name: str, data: ImageData, context: Context, *, seed: int = 0, **options: Any) -> nn.Module:
+def network(name: str, data: ImageData, context: Context, *, seed: int = 0, **options: Any) -> Network:
     """The network ``name`` for the images of ``data``, on the context's device, its weights drawn from ``seed`` alone.
 
     ``options`` are those that ``data`` does not give, see :func:`snnfast.models.for_images`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.for_images(name, data.image_shape, data.classes, **options).to(context.device)
+        made = models.for_images(name, data.image_shape, data.classes, **options)
+    assert isinstance(made, Network), f"{name} has no ANN twin"
+    return made.to(context.device)
 
 
 def train_model(
@@ -224,8 +227,9 @@ def logits_at(model: Network, images: Tensor, steps: Iterable[int]) -> Iterator[
         ValueError: no number of steps, one below 1, a network in training mode.
     """
     counts = sorted(set(steps))
-    if not counts or counts[0] < 1:
-        raise ValueError(f"steps must hold at least one number, and none below 1, got {counts}")
+    if not counts:
+        raise ValueError("steps must hold at least one number, got none")
+    integer("steps", counts[0], least=1)
     if model.training:
         raise ValueError("model must be in evaluation mode: call model.eval()")
     features = model.features(images, counts[-1])
@@ -284,8 +288,7 @@ def beside_the_paper(paper: Sequence[Sequence[Any]], ours: Sequence[Sequence[Any
 
 def loss_curve(history: Sequence[StepRecord], window: int = 1) -> tuple[list[int], list[float]]:
     """Step numbers and training losses, each loss the mean of the last ``window`` steps (fewer at the start)."""
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    integer("window", window, least=1)
     losses = [record.loss for record in history]
     parts = (losses[max(0, end - window) : end] for end in range(1, len(losses) + 1))
     return [record.step for record in history], [sum(part) / len(part) for part in parts]

@@ -22,23 +22,69 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+"""In which most kernels compute."""
+
+
 def integer(name: str, value: Any, *, least: int, most: int = LARGEST_COUNT) -> int:
     """A Python int within limits; TypeError for anything else, ValueError for another."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    # A symbolic number stands for an int while torch.compile traces (whose torch 2.6 knows no `int | SymInt`).
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must {'not be negative' if least == 0 else f'be at least {least}'}, got {value}")
     if value > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
-    return value
+    return value  # type: ignore[return-value]  # a SymInt is what an int is while tracing
 
 
-def finite(name: str, value: object) -> float:
-    """A Python number that is neither NaN nor infinite."""
-    found = number(name, value)
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be finite, got {found}")
+def number_within(
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    infinite: bool = False,
+    allowed: str = "a number",
+) -> float:
+    """A Python number within limits, NaN never, infinity where ``infinite``; what :func:`number` raises, ValueError.
+
+    ``least`` and ``most`` may be reached, ``above`` and ``below`` not. ``allowed`` says what else would be taken.
+    """
+    found = number(name, value, allowed)
+    inside = (
+        (least is None or found >= least)
+        and (above is None or found > above)
+        and (most is None or found <= most)
+        and (below is None or found < below)
+    )
+    if not inside or not (infinite or math.isfinite(found)):
+        raise ValueError(f"{name} must be {_limits(least, above, most, below, infinite)}, got {found}")
     return found
+
+
+def _limits(least: float | None, above: float | None, most: float | None, below: float | None, infinite: bool) -> str:
+    """The limits in words: "finite and not negative", "between 0 and 1", "at least 0 and below 1"."""
+    if least is not None and most is not None:
+        return f"between {_in_words(least)} and {_in_words(most)}"
+    found = []
+    if least is not None:
+        found.append(f"at least {_in_words(least)}")
+    if above is not None:
+        found.append(f"above {_in_words(above)}")
+    if most is not None:
+        found.append(f"at most {_in_words(most)}")
+    if below is not None:
+        found.append(f"below {_in_words(below)}")
+    if len(found) < 2 and not infinite:
+        found = ["finite", "not negative"] if found == ["at least 0"] else ["finite", *found]
+    return " and ".join(found)
+
+
+def _in_words(limit: float) -> str:
+    return f"{limit:.8g}" + (", the largest float32" if limit == LARGEST_FLOAT32 else "")
 
 
 def word(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -99,7 +145,9 @@ def number(name: str, value: object, allowed: str = "a number") -> float:
     """A Python number as a float; TypeError for anything else, ValueError for an int that no float holds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):  # torch 2.6 traces no `int | float`
         remedy = to_tensor(name, value, tensors="tensor" in allowed)
-        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}{remedy}")
+        # Where words are allowed, another one is most often a misspelt one.
+        got = repr(value) if isinstance(value, str) and "'" in allowed else type(value).__name__
+        raise TypeError(f"{name} must be {allowed}, got {got}{remedy}")
     try:
         return float(value)
     except OverflowError:

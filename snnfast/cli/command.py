@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import torch
+from snnfast._arguments import checks
+from snnfast._errors import one_line
 
 USAGE = 2
 """The exit code for wrong arguments."""
@@ -27,10 +27,8 @@ def integer(least: int, most: int) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {least} and at most {most}, got {text!r}")
-        return value
+            raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
+        return _checked(checks.integer, value, least=least, most=most)
 
     return read
 
@@ -40,19 +38,13 @@ def seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
-    return value
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+    return _checked(checks.number_within, value, above=0)
 
 
-def one_line(message: object) -> str:
-    """The first line of a message: torch's have a trace of its own behind it."""
-    return str(message).strip().partition("\n")[0]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device; torch has no type of its own for that on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+def _checked(check: Callable[..., Any], value: Any, **limits: Any) -> Any:
+    """A check of :mod:`snnfast._arguments.checks`; argparse says itself which argument it is that is refused."""
+    try:
+        return check("", value, **limits)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).strip()) from None

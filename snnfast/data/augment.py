@@ -8,14 +8,13 @@ images' device saves the copy of a few numbers per image. None is the default ge
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snnfast._arguments.checks import dense, integer, number
+from snnfast._arguments.checks import dense, integer, number_within
 from snnfast._arguments.checks import generator as check_generator
 
 __all__ = ["CIFAR", "Augmentation", "color_jitter", "horizontal_flip", "random_crop"]
@@ -179,14 +178,8 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"images must have the shape [B, C, H, W], got {list(images.shape)}")
 
 
-def _check_number(name: str, value: float) -> None:
-    number(name, value)
-
-
 def _check_share(name: str, value: float) -> None:
-    _check_number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    number_within(name, value, least=0, most=1)
 
 
 def _check_padding(padding: int) -> None:
@@ -194,10 +187,7 @@ def _check_padding(padding: int) -> None:
 
 
 def _check_strength(name: str, value: float) -> None:
-    _check_number(name, value)
-    most, at_most = (0.5, " and at most 0.5") if name == "hue" else (math.inf, "")
-    if not (math.isfinite(value) and 0 <= value <= most):
-        raise ValueError(f"{name} must be finite, not negative{at_most}, got {value}")
+    number_within(name, value, least=0, most=0.5 if name == "hue" else None)
 
 
 CIFAR = Augmentation()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from snnfast._text import installs
 from snnfast.data.images import DataError, ImageData, Split
 
 _TEST_EVERY = 5  # every fifth image of a class is a test image
@@ -20,7 +21,9 @@ def load_digits() -> ImageData:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise DataError("the data set 'digits' comes with scikit-learn: pip install scikit-learn") from error
+        raise DataError(
+            f"the data set 'digits' is scikit-learn's, which is not installed: {installs('train')}"
+        ) from error
     digits = datasets.load_digits()
     labels = np.asarray(digits.target, dtype=np.int64)
     images = np.asarray(digits.images).astype(np.uint8)[:, None]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from snnfast._text import installs
 from snnfast.data.images import DataError, ImageData, Split
 
 # WordNet's numbers of: tench, English springer, cassette player, chain saw, church, French horn, garbage truck, gas
@@ -43,7 +44,9 @@ def load_imagenette(folder: Path) -> ImageData:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError("the data set 'imagenette' is decoded with Pillow: pip install pillow") from error
+        raise DataError(
+            f"the data set 'imagenette' is read with Pillow, which is not installed: {installs('images')}"
+        ) from error
     place = _find(folder)
 
     def decode(file: Path) -> np.ndarray:

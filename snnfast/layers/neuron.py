@@ -31,6 +31,8 @@ class Neuron(WithNumbers, Layer):
     number assigned to a threshold or tau that is a tensor is written into it.
     """
 
+    threshold: float | Tensor
+    surrogate: Surrogate
     _dynamics: Dynamics
     _leak_options: tuple[str, ...] = ()
     _numbers = ("threshold",)

@@ -10,13 +10,19 @@ batch statistics those of several processes.
 through another implementation of the same dynamics.
 """
 
+import sys
+
+from snnfast.models import batch_norm
 from snnfast.models.activations import ACTIVATIONS, Activation, BatchNormReLU, ReLU, ResidualIF, ResidualLIF
+from snnfast.models.batch_norm import BatchNorm2d, synchronize
 from snnfast.models.convolutional import FeedForwardNet, mnist_net, plain_net
 from snnfast.models.digits import DigitsNet, NeuronFactory
 from snnfast.models.network import Network, SummedLinear
-from snnfast.models.normalization import BatchNorm2d, synchronize
 from snnfast.models.registry import build, digits, for_images, names, takes
 from snnfast.models.residual import ResidualBlock, ResNet, resnet11, resnet18, resnet50
+
+# Where it was in version 0.1, for networks that it pickled whole, as in snnfast/_formerly.py.
+sys.modules.setdefault("snnfast.models.normalization", batch_norm)
 
 __all__ = [
     "ACTIVATIONS",

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from snnfast._arguments.checks import word
 from snnfast.dynamics import flag
-from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF
+from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, BatchNormNeuron
 from snnfast.layers.state_dict import takes_keys
-from snnfast.models.normalization import BatchNorm2d
+from snnfast.models.batch_norm import BatchNorm2d
 
 __all__ = ["ACTIVATIONS", "Activation", "BatchNormReLU", "ReLU", "ResidualIF", "ResidualLIF"]
 
@@ -44,7 +44,7 @@ class _WithResidual:
                 raise ValueError(f"residual must have the shape {allowed}, got {list(residual.shape)}")
             current = current + residual
             steps = None if over_time else steps
-        return super().forward(current, steps)  # type: ignore[misc]
+        return super().forward(current, steps)  # type: ignore[misc]  # the neuron's, the next base
 
 
 class ResidualIF(_WithResidual, IF):
@@ -155,9 +155,9 @@ class Activation:
         known = {*own, *takes_keys(made)}
         state = OrderedDict({**own, **{name: value for name, value in values.items() if name in known}})
         # Metadata without a surrogate: the replaced layer's is not to come along.
-        state._metadata = {"": {"version": made._version, "numbers": measured}}  # type: ignore[attr-defined]
+        state._metadata = {"": {"version": made._version, "numbers": measured}}  # type: ignore[attr-defined]  # torch's
         made.load_state_dict(state)
-        if hasattr(made, "process_group"):
+        if isinstance(made, BatchNormNeuron | BatchNorm2d):
             made.process_group = getattr(layer, "process_group", None)
         return made.train(layer.training)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from snnfast._arguments.checks import function
+from snnfast._arguments.checks import function, integer
 from snnfast.layers import IF, OverTime, Readout
-from snnfast.models.network import SummedLinear, at_least_one, check_images, three_sizes
+from snnfast.models.network import SummedLinear, check_images, three_sizes
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one spiking layer: ``layer(current)`` on ``[T, B, …]``, ``layer(current, steps=T)`` on a held ``[B, …]``."""
@@ -41,14 +41,14 @@ class DigitsNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = three_sizes("image_shape", image_shape)
-        at_least_one(classes, "classes")
+        integer("classes", classes, least=1)
         if neuron is not None:
             function("neuron", neuron)
         if min(height, width) < 4:
             raise ValueError(f"image_shape must be at least 4×4 pixels, got {height}×{width}")
         make_neuron = neuron if neuron is not None else (lambda: IF(reset="soft"))
         first, second, hidden = three_sizes("widths", widths)
-        self.steps = at_least_one(steps)
+        self.steps = integer("steps", steps, least=1)
         self.stem = nn.Conv2d(channels, first, 3, padding=1)
         self.neuron1 = make_neuron()
         self.conv = OverTime(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(first, second, 3, padding=1)))
@@ -65,7 +65,7 @@ class DigitsNet(nn.Module):
 
     def forward(self, image: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """Logits ``[B, classes]`` for images ``[B, C, H, W]``, each held for ``steps`` (default: the network's)."""
-        steps = self.steps if steps is None else at_least_one(steps)
+        steps = self.steps if steps is None else integer("steps", steps, least=1)
         check_images(image)
         spikes = self.neuron1(self.stem(image), steps=steps)
         spikes = self.neuron2(self.conv(spikes))

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnfast._arguments.checks import integer
 from snnfast._arguments.hints import own_options, refuse, to_floating
-from snnfast.dynamics import MOST_STEPS, not_a_tensor
+from snnfast.dynamics import not_a_tensor
 from snnfast.layers import LIF, Readout
 from snnfast.models.activations import LAYER_TYPES, Activation
 
-__all__ = [
-    "Network",
-    "SummedLinear",
-    "at_least_one",
-    "check_images",
-    "check_sizes",
-    "each_step",
-    "named_options",
-    "three_sizes",
-]
+__all__ = ["Network", "SummedLinear", "check_images", "check_sizes", "each_step", "named_options", "three_sizes"]
 
 Make = TypeVar("Make", bound=Callable[..., nn.Module])
 
@@ -45,7 +37,7 @@ def named_options(make: Make) -> Make:
             raise refuse(make.__name__, make, unknown, own_options(LIF))
         return make(*args, **options)
 
-    return checked  # type: ignore[return-value]
+    return checked  # type: ignore[return-value]  # called as `make` is
 
 
 def check_images(images: Tensor) -> None:
@@ -58,25 +50,16 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must have the shape [B, C, H, W], got {list(images.shape)}")
 
 
-def at_least_one(value: int, name: str = "steps") -> int:
-    """``value``, if it is a number of time steps, channels, ...; ValueError with its ``name`` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    if value > MOST_STEPS:
-        raise ValueError(f"{name} must be an integer of at most {MOST_STEPS}, got {value!r}")
-    return value
-
-
 def check_sizes(**sizes: int) -> None:
-    """:func:`at_least_one` for all of them; ValueError with the name of the first that is not."""
+    """Integers of at least 1; TypeError or ValueError with the name of the first that is not."""
     for name, value in sizes.items():
-        at_least_one(value, name)
+        integer(name, value, least=1)
 
 
 def three_sizes(name: str, value: tuple[int, int, int]) -> tuple[int, int, int]:
     """``value``, if it is three integers of at least 1; ValueError with its ``name`` otherwise."""
     try:
-        first, second, third = (at_least_one(size) for size in value)
+        first, second, third = (integer(name, size, least=1) for size in value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be three integers of at least 1, got {value!r}") from error
     return first, second, third
@@ -92,6 +75,19 @@ def each_step(module: nn.Module, maps: Tensor) -> Tensor:
     return module(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
 
 
+class Replacement(Protocol):
+    """What :meth:`Network.with_activation` puts in place of a network's neurons; :class:`Activation` is one."""
+
+    @property
+    def batch_norm(self) -> bool: ...
+
+    @property
+    def spiking(self) -> bool: ...
+
+    def replacing(self, layer: nn.Module) -> nn.Module:
+        """A layer with the parameters, running statistics, device and mode of ``layer``."""
+
+
 class SummedLinear(nn.Linear):
     """A linear map of a sum over time, equal to the sum over time of the linear map.
 
@@ -99,7 +95,7 @@ class SummedLinear(nn.Linear):
     out_features]``, is ``W·total + T·b``, since each step would have added the bias once (MATH.md, section 7).
     """
 
-    def forward(self, total: Tensor, steps: int) -> Tensor:  # type: ignore[override]
+    def forward(self, total: Tensor, steps: int) -> Tensor:  # type: ignore[override]  # needs steps
         bias = None if self.bias is None else self.bias * steps
         return F.linear(total, self.weight, bias)
 
@@ -116,7 +112,7 @@ class Network(nn.Module):
         steps: time steps of a forward pass that names none.
 
     Raises:
-        ValueError: steps below 1.
+        TypeError, ValueError: steps that are no int, or below 1.
     """
 
     head: nn.Module
@@ -124,8 +120,8 @@ class Network(nn.Module):
 
     def __init__(self, activation: Activation, steps: int) -> None:
         super().__init__()
-        self.activation = activation
-        self.steps = at_least_one(steps)
+        self.activation: Replacement = activation
+        self.steps = integer("steps", steps, least=1)
         self.count = Readout("sum")
 
     def features(self, images: Tensor, steps: int) -> Tensor:
@@ -160,10 +156,10 @@ class Network(nn.Module):
             steps: number of time steps; default the network's own. Not used with ReLU.
 
         Raises:
-            TypeError: images that are no floating tensor.
+            TypeError: images that are no floating tensor, steps that are no int.
             ValueError: steps below 1, images of another number of dimensions.
         """
-        steps = self.steps if steps is None else at_least_one(steps)
+        steps = self.steps if steps is None else integer("steps", steps, least=1)
         check_images(images)
         features = self.features(images, steps)
         if self.activation.spiking:
@@ -172,7 +168,7 @@ class Network(nn.Module):
             steps = 1  # the twin adds its bias once
         return self.classifier(self.head(features), steps)
 
-    def with_activation(self, activation: Activation) -> Network:
+    def with_activation(self, activation: Replacement) -> Network:
         """A copy whose neurons are of another kind, with this network's weights, running statistics and process group.
 
         Thresholds that were measured (:func:`snnfast.tuning.hold_thresholds`) go to spiking neurons along with them.
@@ -191,14 +187,13 @@ class Network(nn.Module):
         copy.activation = activation
         for name, module in list(copy.named_modules()):
             if isinstance(module, LAYER_TYPES):
-                parent, _, own_name = name.rpartition(".")
-                setattr(copy.get_submodule(parent), own_name, activation.replacing(module))
+                copy.set_submodule(name, activation.replacing(module))
         return copy
 
 
 def flat_features(network_name: str, layers: nn.Module, in_channels: int, image_size: int) -> int:
     """How many features an image has after ``layers``; ValueError where it is too small for them."""
-    at_least_one(image_size, "image_size")
+    integer("image_size", image_size, least=1)
     with torch.device("meta"):
         image = torch.empty(1, in_channels, image_size, image_size)
     try:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from snnfast._arguments.checks import word
+from snnfast._arguments.checks import integer, word
 from snnfast.layers.state_dict import WithNumbers
 from snnfast.models.activations import Activation
+from snnfast.models.batch_norm import BatchNorm2d
 from snnfast.models.network import Network, SummedLinear, check_sizes, each_step, named_options
-from snnfast.models.normalization import BatchNorm2d
 
 __all__ = ["ResNet", "ResidualBlock", "Shortcut", "resnet11", "resnet18", "resnet50"]
 
@@ -124,9 +124,11 @@ class ResNet(Network):
         self.blocks = nn.Sequential()
         channels = stem.out_channels
         for convolutions in blocks:
-            self.blocks.append(ResidualBlock(channels, convolutions, activation))
-            channels = self.blocks[-1].out_channels
-        self.hidden = self.hidden_activation = None
+            block = ResidualBlock(channels, convolutions, activation)
+            self.blocks.append(block)
+            channels = block.out_channels
+        self.hidden: nn.Module | None = None
+        self.hidden_activation: nn.Module | None = None
         if hidden is not None:
             self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(*hidden, bias=not activation.batch_norm))
             channels = hidden[1]
@@ -139,20 +141,21 @@ class ResNet(Network):
         """Spikes [T, B, ...] (activations [B, ...]) of the last neuron."""
         spikes = self.stem_activation(self.stem(images), steps=steps)
         spikes = self.blocks(each_step(self.pool, spikes))
-        if self.hidden is not None:
+        if self.hidden is not None and self.hidden_activation is not None:
             spikes = self.hidden_activation(each_step(self.hidden, spikes))
         return spikes
 
     def links(self) -> list[tuple[nn.Module, list[nn.Module]]]:
         """Every neuron, input side first, with the modules that its spikes go into."""
-        last = [self.classifier] if self.hidden is None else [self.hidden]
-        entries = [*(block.entries() for block in self.blocks), last]
+        last: list[nn.Module] = [self.classifier] if self.hidden is None else [self.hidden]
+        blocks = [block for block in self.blocks if isinstance(block, ResidualBlock)]
+        entries = [*(block.entries() for block in blocks), last]
         links = [(self.stem_activation, entries[0])]
-        for block, readers in zip(self.blocks, entries[1:], strict=True):
+        for block, readers in zip(blocks, entries[1:], strict=True):
             inner = zip(block.activations[:-1], block.convolutions[1:], strict=True)
             links += [(neuron, [convolution]) for neuron, convolution in inner]
             links.append((block.activations[-1], readers))
-        if self.hidden is not None:
+        if self.hidden_activation is not None:
             links.append((self.hidden_activation, [self.classifier]))
         return links
 
@@ -188,8 +191,7 @@ def resnet11(
         TypeError, ValueError: an option that is not allowed; images of fewer than 2×2 pixels.
     """
     check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size, steps=steps, width=width)
-    if image_size < 2:
-        raise ValueError(f"image_size must be at least 2 for resnet11, got {image_size}")
+    integer("image_size", image_size, least=2)  # the pool after the first neuron halves it
     made = Activation(activation, batch_norm, neuron)
     size = image_size // 2
     blocks = []
@@ -213,8 +215,7 @@ def _stem(name: str, in_channels: int, width: int, bias: bool) -> tuple[nn.Conv2
     word("stem", name, ("3x3", "7x7"))
     if name == "3x3":
         return Convolution(width).make(in_channels, bias), nn.Identity()
-    if name == "7x7":
-        return Convolution(width, 7, 2).make(in_channels, bias), nn.MaxPool2d(3, stride=2, padding=1)
+    return Convolution(width, 7, 2).make(in_channels, bias), nn.MaxPool2d(3, stride=2, padding=1)
 
 
 @named_options

@@ -7,12 +7,12 @@ training, for other programs. What a user can get wrong is an :class:`OptionErro
 """
 
 from snnfast.training.checkpoints import CheckpointError, load_model
-from snnfast.training.compare import Comparison, MismatchError, compare
 from snnfast.training.implementations import IMPLEMENTATIONS
 from snnfast.training.options import AUGMENTATIONS, PRECISIONS, SCHEDULES, SURROGATES, OptionError, TrainOptions
 from snnfast.training.output import OutputError
 from snnfast.training.processes import Processes
 from snnfast.training.run import Run, options_for, train
+from snnfast.training.side_by_side import Comparison, MismatchError, compare
 from snnfast.training.trainer import DivergedError, Evaluation, StepRecord, Trainer
 
 __all__ = [

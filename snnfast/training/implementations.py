@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from snnfast.comparing.naive import NaiveIF
 from snnfast.layers import IF
 from snnfast.models import NeuronFactory
 
@@ -18,9 +19,6 @@ def _fused() -> nn.Module:
 
 
 def _naive() -> nn.Module:
-    # Imported here: the layers, and training through them, do not need the benchmark suite.
-    from snnfast.benchmarks.baselines import NaiveIF
-
     return NaiveIF(reset=_RESET)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from snnfast.comparing.timing import clock_for, interleaved
 from snnfast.models import DigitsNet
 
 _GRADIENT_TOLERANCE = 1e-5  # of the largest gradient: two orders of float32 additions over the steps
@@ -125,9 +126,6 @@ def _check_equal(seen: Pass, implementations: dict[str, nn.Module]) -> None:
 
 
 def _medians(seen: Pass, implementations: dict[str, nn.Module], device: torch.device) -> dict[str, float]:
-    # Imported here: the layers, and training through them, do not need the benchmark suite.
-    from snnfast.benchmarks.timing import clock_for, interleaved
-
     sides = {side: partial(_forward_backward, layer, seen) for side, layer in implementations.items()}
     timings = interleaved(sides, clock_for(device), seconds=SECONDS)
     return {side: timing.median for side, timing in timings.items()}

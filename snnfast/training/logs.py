@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from snnfast._text import installs
 from snnfast.training.options import OptionError
 from snnfast.training.trainer import Evaluation, StepRecord
 
@@ -25,7 +26,7 @@ class Board:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise OptionError("tensorboard is not installed (pip install tensorboard), got --tensorboard") from error
+            raise OptionError(f"--tensorboard: TensorBoard is not installed: {installs('logs')}") from error
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def __enter__(self) -> Board:

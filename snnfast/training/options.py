@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from snnfast import build_info, models, surrogate
+from snnfast._arguments.checks import LARGEST_COUNT, LARGEST_FLOAT32, integer, number_within, word
 from snnfast._arguments.hints import refuse
 from snnfast.data import augment, check_known
-from snnfast.dynamics import MOST_STEPS
 from snnfast.training.implementations import IMPLEMENTATIONS
 
 FIND, TUNE = "find", "tune"
 """In the place of a number: the learning rate by a range test, the surrogate's sharpness by balancing gradients."""
 
 SCHEDULES = ("one-cycle", "constant")
-SURROGATES = surrogate.SHAPES
+SURROGATES: Mapping[str, Callable[..., surrogate.Surrogate]] = surrogate.SHAPES
 AUGMENTATIONS = {"none": None, "cifar": augment.CIFAR}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -40,11 +39,17 @@ _UNBALANCED = ("digits", "mnist_net")  # three spiking layers, no batch norm: gr
 MOST_THREADS = 1024
 """More than any machine's cores; each thread takes memory, of which a machine runs out."""
 
-MOST_EPOCHS = 2**31 - 1
-"""No run comes to its end; the schedule counts the steps of all of them in a float."""
-
 MOST_RATE = 1e30
 """Beyond, AdamW's step itself is not a float32 number."""
+
+
+_COUNTS = (
+    ("steps", 1, LARGEST_COUNT),
+    ("epochs", 1, LARGEST_COUNT),
+    ("batch_size", 1, LARGEST_COUNT),
+    ("seed", 0, 2**63 - 1),
+)
+"""Options that are integers, the least and the most that each may be."""
 
 
 class OptionError(ValueError):
@@ -112,41 +117,35 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check_known(self.data)
-        _check_one_of("model", self.model, models.names())
-        _check_one_of("layer", self.layer, IMPLEMENTATIONS)
-        _check_one_of("schedule", self.schedule, SCHEDULES)
-        _check_one_of("augment", self.augment, AUGMENTATIONS)
+        _checked(word, "model", self.model, models.names())
+        _checked(word, "layer", self.layer, IMPLEMENTATIONS)
+        _checked(word, "schedule", self.schedule, SCHEDULES)
+        _checked(word, "augment", self.augment, AUGMENTATIONS)
         if self.precision is not None:
-            _check_one_of("precision", self.precision, PRECISIONS)
+            _checked(word, "precision", self.precision, PRECISIONS)
         for name, value in self.model_options.items():
             if not _is_plain(value):
                 allowed = "plain numbers, words, booleans, None or lists of them"
                 raise OptionError(f"model_options must hold {allowed}, got {name}={value!r}")
         if self.surrogate is not None:
-            _check_one_of("surrogate", self.surrogate, SURROGATES)
+            _checked(word, "surrogate", self.surrogate, SURROGATES)
         if self.layer != "fused" and self.model != "digits":
             raise OptionError(f"layer must be 'fused' with the model {self.model!r}, got {self.layer!r}")
-        _check_integer("steps", self.steps, least=1, most=MOST_STEPS)
+        for name, least, most in _COUNTS:
+            _checked(integer, name, getattr(self, name), least=least, most=most)
         object.__setattr__(self, "eval_steps", tuple(self.eval_steps))
         for steps in self.eval_steps:
-            _check_integer("eval_steps", steps, least=1, most=MOST_STEPS)
-        _check_integer("epochs", self.epochs, least=1, most=MOST_EPOCHS)
-        _check_integer("batch_size", self.batch_size, least=1)
-        _check_integer("seed", self.seed, least=0, most=2**63 - 1)
+            _checked(integer, "eval_steps", steps, least=1)
         check_threads(self.threads)
         if self.lr != FIND:
-            _check_number("lr", self.lr, or_word=FIND)
-            if self.lr > MOST_RATE:
-                raise OptionError(f"lr must be at most {MOST_RATE:g}, got {self.lr!r}")
-        _check_number("weight_decay", self.weight_decay, zero=True)
+            _checked(number_within, "lr", self.lr, above=0, most=MOST_RATE, allowed=f"a number or {FIND!r}")
+        _checked(number_within, "weight_decay", self.weight_decay, least=0)
         if self.clip is not None:
-            _check_number("clip", self.clip)
+            _checked(number_within, "clip", self.clip, above=0)
         if self.gamma is not None and self.gamma != TUNE:
-            _check_number("gamma", self.gamma, zero=True, or_word=TUNE)
-            if self.gamma > surrogate.LARGEST:
-                most = f"{surrogate.LARGEST:.8g}, the largest float32"
-                raise OptionError(f"gamma must be at most {most}, got {self.gamma!r}")
-        _check_number("checkpoint_every", self.checkpoint_every, zero=True)
+            allowed = f"a number or {TUNE!r}"
+            _checked(number_within, "gamma", self.gamma, least=0, most=LARGEST_FLOAT32, allowed=allowed)
+        _checked(number_within, "checkpoint_every", self.checkpoint_every, least=0)
         if not self.out:
             raise OptionError("out must name a folder ('.' is the current one), got ''")
 
@@ -200,7 +199,7 @@ def default_in_words(name: str, unset: str = "") -> str:
 def check_threads(threads: int | None) -> None:
     """Raises :class:`OptionError` for what is no number of CPU threads; None, which leaves torch's, is allowed."""
     if threads is not None:
-        _check_integer("threads", threads, least=1, most=MOST_THREADS)
+        _checked(integer, "threads", threads, least=1, most=MOST_THREADS)
 
 
 def _is_plain(value: Any) -> bool:
@@ -209,23 +208,12 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def _check_one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise OptionError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_number(name: str, value: Any, *, zero: bool = False, or_word: str | None = None) -> None:
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero):
-        allowed = "of at least 0" if zero else "above 0"
-        word = "" if or_word is None else f", or {or_word!r}"
-        raise OptionError(f"{name} must be a finite number {allowed}{word}, got {value!r}")
-
-
-def _check_integer(name: str, value: Any, *, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" + ("" if most is None else f" and at most {most}")
-        raise OptionError(f"{name} must be an integer {allowed}, got {value!r}")
+def _checked(check: Callable[..., Any], name: str, value: Any, *allowed: Any, **limits: Any) -> None:
+    """A check of :mod:`snnfast._arguments.checks`, whose refusal is an :class:`OptionError`."""
+    try:
+        check(name, value, *allowed, **limits)
+    except (TypeError, ValueError) as error:
+        raise OptionError(str(error)) from error
 
 
 def choose_device(name: str | None) -> torch.device:

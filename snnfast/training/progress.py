@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
+from snnfast._text import installs
 from snnfast.training.trainer import Evaluation, StepRecord
 
 _LINE_EVERY = 30.0  # seconds, within an epoch
@@ -15,9 +17,9 @@ _WORTH_A_LINE = 10.0  # seconds of an epoch
 class Progress:
     """Shows the mean loss and accuracy of the current epoch.
 
-    Where stderr is a terminal: a bar there, with the time left. Elsewhere: a line on stdout at the end of each epoch,
-    and every 30 seconds within a longer one, with the time left. Use as a context manager, so that the bar is closed
-    whatever happens. ``done`` steps were taken before; nothing is shown where not ``shown``.
+    Where stderr is a terminal: a bar there, with the time left. Elsewhere, and without tqdm: a line on stdout at the
+    end of each epoch, and every 30 seconds within a longer one, with the time left. Use as a context manager, so that
+    the bar is closed whatever happens. ``done`` steps were taken before; nothing is shown where not ``shown``.
     """
 
     def __init__(self, epochs: int, batches: int, *, done: int = 0, shown: bool = True) -> None:
@@ -26,11 +28,14 @@ class Progress:
         self._losses: list[float] = []
         self._accuracies: list[float] = []
         self._start = self._last_line = time.monotonic()
-        self._bar = None
+        self._bar: Any = None
         if shown and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=epochs * batches, initial=done, unit="step", dynamic_ncols=True)
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                print(f"note    no progress bar: tqdm is not installed: {installs('train')}")
+            else:
+                self._bar = tqdm(total=epochs * batches, initial=done, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
         return self

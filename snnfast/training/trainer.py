@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from snnfast import models, tuning
-from snnfast.cli.command import is_out_of_memory, one_line
+from snnfast._errors import is_out_of_memory, one_line
 from snnfast.data import ImageData, Split
 from snnfast.training.implementations import neuron_factory
 from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, SURROGATES, TUNE, OptionError, TrainOptions
@@ -108,15 +108,16 @@ class Trainer:
                 torch.manual_seed(options.seed)
                 model = build(data, options)
         self.layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        self.model = model.to(device, memory_format=self.layout)
+        self.model = model.to(device, memory_format=self.layout)  # type: ignore[call-overload]  # torch declares no layout
         self.order = torch.Generator().manual_seed(options.seed)
         self._order_of_epoch = self.order.get_state()
         # Every process its own numbers: they augment different images.
         self.augmentation = torch.Generator().manual_seed(options.seed + 1_000_003 * processes.rank)
         self._random = self._seeded(options.seed + 1_000_003 * processes.rank)
         self._is_drawing = False
-        self.gamma = options.gamma if options.gamma != TUNE else None
-        self.lr = options.lr if options.lr != FIND else None
+        # A word is TUNE or FIND: what :meth:`tune` finds.
+        self.gamma = None if isinstance(options.gamma, str) else options.gamma
+        self.lr = None if isinstance(options.lr, str) else options.lr
         self.tuned = options.gamma != TUNE and options.lr != FIND
         if self.tuned:
             self._begin()
@@ -185,6 +186,7 @@ class Trainer:
             if not layers:
                 raise OptionError(f"gamma must be None for a network without spiking layers, got {self.gamma}")
             set_gamma(layers, self.gamma)
+        assert self.lr is not None
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, weight_decay=self.options.weight_decay)
         if self.options.schedule == "one-cycle":
             self.schedule: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -199,7 +201,8 @@ class Trainer:
             # has called that argument by two names.
             names = inspect.signature(DistributedDataParallel.__init__).parameters
             name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-            self._trained = DistributedDataParallel(self.model, **{name: False})
+            nothing_to_send: dict[str, Any] = {name: False}
+            self._trained = DistributedDataParallel(self.model, **nothing_to_send)
 
     def fit(
         self,
@@ -244,7 +247,7 @@ class Trainer:
         self.tune()
         if len(self.history) >= self.total_steps:
             raise ValueError(f"the run is at its end, after step {len(self.history)} of {self.total_steps}")
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         start = synchronized_time(self.device)
         self.optimizer.zero_grad()
         with self._autocast():

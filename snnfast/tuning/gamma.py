@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn import functional as F
 
-from snnfast._arguments.checks import function, integer, number
+from snnfast._arguments.checks import function, integer, number_within
 from snnfast.tuning.gradients import GradientProfile, gradient_profile
 from snnfast.tuning.trial import Batches, Loss, SpikingLayer, check_batches, on_trial
 
@@ -74,12 +74,8 @@ def tune_gamma(
     """
     check_batches(batches)
     function("loss", loss)
-    for name, value in (("start", start), ("tolerance", tolerance)):
-        number(name, value)
-    if not _SMALLEST <= start <= _LARGEST:
-        raise ValueError(f"start must be between {_SMALLEST:g} and {_LARGEST:g}, got {start}")
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance must be finite and above 0, got {tolerance}")
+    number_within("start", start, least=_SMALLEST, most=_LARGEST)
+    number_within("tolerance", tolerance, above=0)
     integer("max_evaluations", max_evaluations, least=1)
 
     evaluated: dict[float, GradientProfile] = {}
@@ -114,7 +110,9 @@ def _search(ratio_at: Callable[[float], float], start: float, tolerance: float, 
 
     Returns False where γ left its range before, with the ratio still on the side of 1 where it began.
     """
-    low = high = None  # γ at which the gradient explodes, and vanishes: the ratio falls as γ grows
+    # γ at which the gradient explodes, and vanishes: the ratio falls as γ grows.
+    low: float | None = None
+    high: float | None = None
     gamma = start
     for _ in range(max_evaluations):
         ratio = ratio_at(gamma)
@@ -124,14 +122,12 @@ def _search(ratio_at: Callable[[float], float], start: float, tolerance: float, 
             low = gamma
         else:
             high = gamma
-        if low is None:
-            gamma = high / _WIDEN
-        elif high is None:
-            gamma = low * _WIDEN
-        else:
+        if low is not None and high is not None:
             gamma = math.sqrt(low * high)
             if gamma in (low, high):  # neighbouring numbers: the ratio jumps between them
                 break
+        else:
+            gamma = gamma * _WIDEN if high is None else gamma / _WIDEN
         if not _SMALLEST <= gamma <= _LARGEST:
             return False
     return True

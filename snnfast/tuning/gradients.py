@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from snnfast._arguments.checks import function
 from snnfast._arguments.checks import path as checked_path
+from snnfast._text import installs
 from snnfast.layers import BatchNormNeuron
+from snnfast.tuning.currents import over_time
 from snnfast.tuning.trial import (
     Batches,
     Loss,
@@ -28,6 +30,9 @@ from snnfast.tuning.trial import (
     passes_over,
     reset_states,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def plot_profiles(profiles: Mapping[str, GradientProfile], path: str | os.PathLi
         # Not pyplot, which would choose a backend for the whole process.
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib (or 'snnfast[plots]')") from error
+        raise ImportError(f"plots need matplotlib, which is not installed: {installs('plots')}") from error
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, profile in profiles.items():
@@ -107,9 +112,18 @@ def plot_profiles(profiles: Mapping[str, GradientProfile], path: str | os.PathLi
     axes.set(yscale="log", xlabel="spiking layer, from the input", ylabel="mean absolute gradient of the current")
     axes.grid(True, which="major", color="#e5e7eb", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.xaxis)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks of a picture's axis at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = axis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)
+    locator.set_params(integer=True)
 
 
 def gradient_profile(model: nn.Module, batches: Batches, loss: Loss = F.cross_entropy) -> GradientProfile:
@@ -225,14 +239,6 @@ def probed(layers: list[SpikingLayer], probe: Callable[[SpikingLayer, Tensor], T
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def over_time(current: Tensor, steps: int | None, time_dim: int) -> Tensor:
-    """A current with a time dimension: a held one, expanded without a copy."""
-    if steps is None:
-        return current
-    sizes = [*current.shape[:time_dim], steps, *current.shape[time_dim:]]
-    return current.unsqueeze(time_dim).expand(sizes)
 
 
 def _finite(values: tuple[float, ...]) -> bool:

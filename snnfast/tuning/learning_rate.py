@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnfast._arguments.checks import function, integer, number
+from snnfast._arguments.checks import function, integer, number_within
 from snnfast.tuning.trial import Batches, Loss, check_batches, checked_loss, on_trial, passes_over, reset_states
 
 _BELOW_BEST = 10.0  # the suggestion's distance from the rate with the lowest smoothed loss, which is near divergence
@@ -148,13 +148,8 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def _check_options(lowest: float, highest: float, steps: int, smoothing: float, divergence: float) -> None:
-    numbers = {"lowest": lowest, "highest": highest, "smoothing": smoothing, "divergence": divergence}
-    for name, value in numbers.items():
-        number(name, value)
-    if not 0 < lowest < highest < math.inf:
-        raise ValueError(f"rates must be finite and 0 < lowest < highest, got {lowest} and {highest}")
+    number_within("lowest", lowest, above=0)
+    number_within("highest", highest, above=lowest)
     integer("steps", steps, least=2, most=MOST_RATES)
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
-    if not divergence > 1:
-        raise ValueError(f"divergence must be above 1, got {divergence}")
+    number_within("smoothing", smoothing, least=0, below=1)
+    number_within("divergence", divergence, above=1, infinite=True)

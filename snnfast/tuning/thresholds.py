@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snnfast.functional import batch_norm_integrate_and_fire
-from snnfast.layers import BatchNormNeuron
 from snnfast.layers.state_dict import hold
-from snnfast.tuning.gradients import over_time
+from snnfast.tuning.currents import largest_current
 from snnfast.tuning.trial import (
     Batches,
     SpikingLayer,
@@ -23,10 +20,6 @@ from snnfast.tuning.trial import (
     reset_states,
     spiking_layers,
 )
-
-
-class _Reached(Exception):
-    """The layer in question has its current: nothing behind it needs to run."""
 
 
 def normalize_thresholds(model: nn.Module, batches: Batches) -> dict[str, float]:
@@ -59,7 +52,7 @@ def normalize_thresholds(model: nn.Module, batches: Batches) -> dict[str, float]
         if not calls:
             raise ValueError("the model's forward pass reaches none of its spiking layers")
         for layer, number in calls.items():
-            largest = _largest_current(model, batches, layers, layer, number)
+            largest = largest_current(model, _reset_before_each(model, batches, layers), layer, calls=number)
             if not (0 < largest < math.inf):
                 what = "positive" if largest <= 0 else "finite"
                 raise ValueError(f"layer {layers[layer]!r}: its largest input current is {largest:.6g}, not {what}")
@@ -90,22 +83,23 @@ def hold_thresholds(model: nn.Module) -> dict[str, float]:
     Raises:
         TypeError, ValueError: not a module, or one without a spiking layer.
     """
-    layers = {layer: name for layer, name in spiking_layers(model).items() if not isinstance(layer.threshold, Tensor)}
-    for layer in layers:
-        hold(layer, "threshold")
-    return {name: layer.threshold for layer, name in layers.items()}
+    held: dict[str, float] = {}
+    for layer, name in spiking_layers(model).items():
+        if not isinstance(layer.threshold, Tensor):
+            hold(layer, "threshold")
+            held[name] = layer.threshold
+    return held
 
 
 def _calls(model: nn.Module, batches: Batches, layers: dict[SpikingLayer, str]) -> dict[SpikingLayer, int]:
     """How often one forward pass calls each layer, at most, over all batches; in the order of the first calls."""
     most: dict[SpikingLayer, int] = {}
-    for inputs, _ in passes_over(model, batches):
+    for inputs in _reset_before_each(model, batches, layers):
         calls: dict[SpikingLayer, int] = {}
 
-        def count(layer: nn.Module, _: Any, calls: dict[SpikingLayer, int] = calls) -> None:
+        def count(layer: SpikingLayer, _: Any, calls: dict[SpikingLayer, int] = calls) -> None:
             calls[layer] = calls.get(layer, 0) + 1
 
-        reset_states(layers)
         hooks = [layer.register_forward_pre_hook(count) for layer in layers]
         try:
             model(inputs)
@@ -117,60 +111,11 @@ def _calls(model: nn.Module, batches: Batches, layers: dict[SpikingLayer, str]) 
     return most
 
 
-def _largest_current(
-    model: nn.Module, batches: Batches, layers: dict[SpikingLayer, str], layer: SpikingLayer, calls: int
-) -> float:
-    """The largest current entering ``layer`` over all batches; NaN where one is met."""
-    largest: Tensor | None = None
-    remaining = 0
-
-    def enter(layer: SpikingLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal largest, remaining
-        current = entering_current(layer, inspect.signature(layer.forward).bind(*args, **kwargs).arguments)
-        if current.numel():
-            here = current.amax()
-            largest = here if largest is None else torch.maximum(largest, here)
-        remaining -= 1
-        if remaining == 0:
-            raise _Reached
-
-    hook = layer.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        for inputs, _ in passes_over(model, batches):
-            reset_states(layers)
-            remaining = calls
-            with suppress(_Reached):
-                model(inputs)
-    finally:
-        hook.remove()
-    return -math.inf if largest is None else largest.item()
-
-
-def entering_current(layer: SpikingLayer, arguments: dict[str, Any]) -> Tensor:
-    """What the neurons of a call integrate: its current, normalized and with the residual where the layer does that."""
-    current, steps = arguments["current"], arguments.get("steps")
-    if not isinstance(layer, BatchNormNeuron):
-        return current
-    residual = arguments.get("residual")
-    timed = steps is None or (residual is not None and residual.dim() > current.dim())
-    if timed:
-        current = over_time(current, steps, layer.time_dim)
-    # The neurons themselves say it: over one single step, at rest at 0 at first, their potential is their current.
-    as_one_step = (lambda x: x.flatten(0, 1)[None]) if timed else (lambda x: x[None])
-    return batch_norm_integrate_and_fire(
-        as_one_step(current),
-        residual=None if residual is None else as_one_step(residual),
-        weight=layer.weight,
-        bias=layer.bias,
-        running_mean=layer.running_mean,
-        running_var=layer.running_var,
-        training=layer.training or layer.running_mean is None,
-        momentum=0.0,
-        eps=layer.eps,
-        process_group=layer.process_group,
-        threshold=math.inf,
-        return_potential=True,
-    )[2]
+def _reset_before_each(model: nn.Module, batches: Batches, layers: dict[SpikingLayer, str]) -> Iterator[Any]:
+    """The inputs of one pass, before each of which the layers are put to rest."""
+    for inputs, _ in passes_over(model, batches):
+        reset_states(layers)
+        yield inputs
 
 
 def _set_threshold(layer: SpikingLayer, value: float) -> None:

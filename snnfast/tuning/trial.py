@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnfast._arguments import checks
 from snnfast.layers import Neuron as SpikingLayer
 
 Batches = Iterable[tuple[Any, Any]]
@@ -24,8 +25,7 @@ def spiking_layers(model: nn.Module, *, required: bool = True) -> dict[SpikingLa
 
     Raises TypeError for what is not a module, ValueError for a model without spiking layers where they are required.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    checks.module("model", model)
     # A model that is a layer itself has no name.
     layers = {m: name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, SpikingLayer)}
     if not layers and required:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import snnfast
+from snnfast._text import installs
+from snnfast.comparing.naive import NaiveIF
 
-from .baselines import NaiveIF
 from .batch_norm import over_time, with_batch_norm
-from .timing import kept_for_backward
+from .kept import kept_for_backward
 
 STEPS = (2, 4, 8, 16, 32, 64)
 FEW, MANY = 1, 3  # blocks in a chain: the difference is what blocks keep, whatever comes before and after
@@ -124,7 +125,7 @@ def measure(steps: Sequence[int] = STEPS) -> dict[str, Any]:
                 kept = side.kept(MANY, current) - side.kept(FEW, current)
                 found.append(kept / ((MANY - FEW) * current.numel()))
         except ImportError as error:
-            sides[name] = {"title": side.title, "skipped": f"not installed ({error})"}
+            sides[name] = {"title": side.title, "skipped": f"{error.name} is not installed: {installs('peers')}"}
             continue
         sides[name] = {"title": side.title, "per_neuron_and_step": found}
     return {"steps": list(steps), "sides": sides}

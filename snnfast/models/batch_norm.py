@@ -38,7 +38,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     process_group: Any = None
-    _takes_process_group = True  # nn.SyncBatchNorm.convert_sync_batchnorm keeps it, see snnfast.batch_norm
+    _takes_process_group = True  # nn.SyncBatchNorm.convert_sync_batchnorm keeps it, see snnfast.layers.batch_norm
 
     def __init__(self, *args: Any, process_group: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,6 +66,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, moments: Tensor, count: Tensor) -> None:
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked.add_(1)
         # A tensor, the share of a cumulative mean, is read by no host.
         momentum = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.double()

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snnfast.surrogate import FastSigmoid
+from snnfast import IF, LIF
+from snnfast.surrogate import FastSigmoid, Surrogate
 
 __all__ = ["NaiveIF", "NaiveLIF"]
 
@@ -49,6 +51,14 @@ class _AttachedHardReset(torch.autograd.Function):
         return torch.where(fired, 0.0, grad), grad * (ctx.reset_value - h), None, None
 
 
+def _check(layer: type[IF | LIF], **options: Any) -> None:
+    """Raises what the fused layer raises of these options; TypeError for a tensor among them."""
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a number in the plain loop, got a tensor")
+    layer(**options)
+
+
 class NaiveIF(nn.Module):
     """Integrate-and-fire neurons, one torch operation after another, one time step after another.
 
@@ -63,6 +73,8 @@ class NaiveIF(nn.Module):
         fire_on_equal: fire where h >= threshold rather than h > threshold.
         time_dim: the axis of time, 0 or 1.
 
+    Raises what `snnfast.IF` raises of these.
+
     Shapes: forward([T, B, ...]) -> [T, B, ...] ([B, T, ...] with time_dim=1); forward([B, ...], steps=T) holds the
     current for T steps. Any floating dtype; the state of half types is float32.
     """
@@ -73,22 +85,28 @@ class NaiveIF(nn.Module):
         *,
         reset: str = "hard",
         reset_value: float = 0.0,
-        surrogate=None,
+        surrogate: Surrogate | None = None,
         detach_reset: bool | None = None,
         fire_on_equal: bool = False,
         time_dim: int = 0,
     ) -> None:
         super().__init__()
-        if reset not in ("hard", "soft"):
-            raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
-        if reset == "soft" and reset_value != 0.0:
-            raise ValueError(f"reset_value must be 0 with the soft reset, got {reset_value}")
+        _check(
+            IF,
+            threshold=threshold,
+            reset=reset,
+            reset_value=reset_value,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
+            fire_on_equal=fire_on_equal,
+            time_dim=time_dim,
+        )
         self.threshold = float(threshold)
         self.reset = reset
         self.reset_value = float(reset_value)
         self.surrogate = FastSigmoid() if surrogate is None else surrogate
-        self.detach_reset = reset == "hard" if detach_reset is None else bool(detach_reset)
-        self.fire_on_equal = bool(fire_on_equal)
+        self.detach_reset = reset == "hard" if detach_reset is None else detach_reset
+        self.fire_on_equal = fire_on_equal
         self.time_dim = time_dim
 
     def extra_repr(self) -> str:
@@ -147,7 +165,7 @@ class NaiveLIF(NaiveIF):
         decay_input: bool = True,
         reset: str = "hard",
         reset_value: float = 0.0,
-        surrogate=None,
+        surrogate: Surrogate | None = None,
         detach_reset: bool | None = None,
         fire_on_equal: bool = False,
         time_dim: int = 0,
@@ -161,10 +179,9 @@ class NaiveLIF(NaiveIF):
             fire_on_equal=fire_on_equal,
             time_dim=time_dim,
         )
-        if not tau > 1.0:
-            raise ValueError(f"tau must be greater than 1, got {tau}")
+        _check(LIF, tau=tau, decay_input=decay_input)
         self.tau = float(tau)
-        self.decay_input = bool(decay_input)
+        self.decay_input = decay_input
         # in double, rounded once where they meet a tensor
         self.leak = 1.0 - 1.0 / self.tau
         self.gain = 1.0 / self.tau if decay_input else 1.0
