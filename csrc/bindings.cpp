@@ -6,10 +6,9 @@
 #include <array>
 #include <string>
 
-#include "api.h"
-#include "packing.h"
+#include "calls.h"
+#include "cpu/threads.h"
 #include "records.h"
-#include "threads.h"
 
 namespace py = pybind11;
 
