@@ -111,9 +111,9 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     add_method(on_cpu, "backward", backward_call, cpu::backward);
     add_method(on_cpu, "channel_sum", channel_sum_call, cpu::channel_sum);
     add_method(on_cpu, "moments", moments_call, cpu::moments);
-    add_method(on_cpu, "statistics", statistics_call, cpu::channel);
-    add_method(on_cpu, "normalization", normalization_call, cpu::channel);
-    add_method(on_cpu, "normalization_gradients", normalization_gradients_call, cpu::channel);
+    add_method(on_cpu, "statistics", statistics_call, cpu::statistics);
+    add_method(on_cpu, "normalization", normalization_call, cpu::normalization);
+    add_method(on_cpu, "normalization_gradients", normalization_gradients_call, cpu::normalization_gradients);
     add_method(on_cpu, "pack_bits", pack_call, cpu::pack_bits);
     add_method(on_cpu, "unpack_bits", unpack_call, cpu::unpack_bits);
 
@@ -128,9 +128,9 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     add_method(on_cuda, "backward", backward_call, cuda::backward);
     add_method(on_cuda, "channel_sum", channel_sum_call, cuda::channel_sum);
     add_method(on_cuda, "moments", moments_call, cuda::moments);
-    add_method(on_cuda, "statistics", statistics_call, cuda::channel);
-    add_method(on_cuda, "normalization", normalization_call, cuda::channel);
-    add_method(on_cuda, "normalization_gradients", normalization_gradients_call, cuda::channel);
+    add_method(on_cuda, "statistics", statistics_call, cuda::statistics);
+    add_method(on_cuda, "normalization", normalization_call, cuda::normalization);
+    add_method(on_cuda, "normalization_gradients", normalization_gradients_call, cuda::normalization_gradients);
     add_method(on_cuda, "pack_bits", pack_call, cuda::pack_bits);
     add_method(on_cuda, "unpack_bits", unpack_call, cuda::unpack_bits);
 

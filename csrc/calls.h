@@ -140,23 +140,46 @@ struct MomentsCall {
 };
 
 // The per-channel arithmetic between the passes, in double. Null is not given, or not wanted.
-struct ChannelCall {
-    // From the neurons' contributions to moments and tables; from given moments to tables; from the sums of gradients
-    // to the gradients of the parameters and the tables of the backward pass.
-    enum class From : int { contributions, moments, gradients };
-    From from = From::contributions;
-    DType dtype = DType::float32;            // of the current; tables have its state's dtype
-    DType parameter_dtype = DType::float32;  // of weight and bias, and of their gradients
-    Layout layout;                           // channels and, for contributions, the current's
-    const void* current = nullptr;
+
+// Before the forward pass, with the batch's own statistics: from the neurons' contributions to moments and tables.
+struct StatisticsCall {
+    DType dtype = DType::float32;            // of the current; tables and tracked have its state's dtype
+    DType parameter_dtype = DType::float32;  // of weight and bias
+    Layout layout;                           // channels, and the current's
+    const void* current = nullptr;           // [outer, steps, inner] storage
     double eps = 0.0;
-    double count = 1.0;               // values per channel
-    const double* sums = nullptr;     // [2, channels]
+    double count = 1.0;            // values per channel
+    const double* sums = nullptr;  // [2, channels]: of what the neurons contribute
+    const void* weight = nullptr;  // [channels]
+    const void* bias = nullptr;    // [channels]
+    double* moments = nullptr;     // [2, channels]: mean, biased variance
+    void* tables = nullptr;        // [3, channels] state: mean, scale, shift
+    void* tracked = nullptr;       // [2, channels] state: mean, unbiased variance
+};
+
+// Before the forward pass, with given statistics: from moments to tables.
+struct NormalizationCall {
+    DType dtype = DType::float32;            // of the current; tables have its state's dtype
+    DType parameter_dtype = DType::float32;  // of weight and bias
+    i64 channels = 1;
+    double eps = 0.0;
+    const double* moments = nullptr;  // [2, channels]: mean, biased variance
     const void* weight = nullptr;     // [channels]
     const void* bias = nullptr;       // [channels]
-    double* moments = nullptr;        // [2, channels]: mean, biased variance
     void* tables = nullptr;           // [3, channels] state: mean, scale, shift
-    void* tracked = nullptr;          // [2, channels] state: mean, unbiased variance
+};
+
+// After the backward pass's sums over time: from sums of gradients to the parameters' gradients, and to the tables of the
+// gradient that passes through a batch's own statistics.
+struct NormalizationGradientsCall {
+    DType dtype = DType::float32;            // of the current; tables have its state's dtype
+    DType parameter_dtype = DType::float32;  // of the gradients of weight and bias
+    i64 channels = 1;
+    double eps = 0.0;
+    double count = 1.0;               // values per channel
+    const double* sums = nullptr;     // [2, channels]: of dL/dI, and of dL/dI * (x - mean)
+    const double* moments = nullptr;  // [2, channels]: mean, biased variance
+    const void* tables = nullptr;     // [3, channels] state: mean, scale, shift
     void* gradient_tables = nullptr;  // [2, channels] state: through_mean, through_variance
     void* grad_weight = nullptr;      // [channels]
     void* grad_bias = nullptr;        // [channels]
@@ -182,7 +205,9 @@ void forward(const ForwardCall& call, int threads);
 void backward(const BackwardCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 void moments(const MomentsCall& call, int threads);
-void channel(const ChannelCall& call, int threads);
+void statistics(const StatisticsCall& call, int threads);
+void normalization(const NormalizationCall& call, int threads);
+void normalization_gradients(const NormalizationGradientsCall& call, int threads);
 void pack_bits(const PackBitsCall& call, int threads);
 void unpack_bits(const UnpackBitsCall& call, int threads);
 const char* instruction_set();               // the one in use
@@ -196,7 +221,9 @@ void backward(const BackwardCall& call, int device, void* stream);
 void channel_sum(const ChannelSumCall& call, int device, void* stream);
 i64 channel_sum_workspace(i64 arrays, i64 before, i64 channels, i64 after);
 void moments(const MomentsCall& call, int device, void* stream);
-void channel(const ChannelCall& call, int device, void* stream);
+void statistics(const StatisticsCall& call, int device, void* stream);
+void normalization(const NormalizationCall& call, int device, void* stream);
+void normalization_gradients(const NormalizationGradientsCall& call, int device, void* stream);
 void pack_bits(const PackBitsCall& call, int device, void* stream);
 void unpack_bits(const UnpackBitsCall& call, int device, void* stream);
 bool compiled();              // whether the CUDA kernels are in this build

@@ -178,10 +178,9 @@ MomentsCall moments_call(const Record<MomentsRecord>& given) {
     return call;
 }
 
-ChannelCall statistics_call(const Record<StatisticsRecord>& given) {
+StatisticsCall statistics_call(const Record<StatisticsRecord>& given) {
     const auto& f = given.type();
-    ChannelCall call;
-    call.from = ChannelCall::From::contributions;
+    StatisticsCall call;
     call.dtype = dtype_of(given, f.dtype);
     call.layout = given.object<Layout>(f.layout);
     call.current = given.address(f.current);
@@ -197,12 +196,11 @@ ChannelCall statistics_call(const Record<StatisticsRecord>& given) {
     return call;
 }
 
-ChannelCall normalization_call(const Record<NormalizationRecord>& given) {
+NormalizationCall normalization_call(const Record<NormalizationRecord>& given) {
     const auto& f = given.type();
-    ChannelCall call;
-    call.from = ChannelCall::From::moments;
+    NormalizationCall call;
     call.dtype = dtype_of(given, f.dtype);
-    call.layout.channels = given.integer(f.channels);
+    call.channels = given.integer(f.channels);
     call.eps = given.number(f.eps);
     call.moments = given.address<double>(f.moments);
     call.parameter_dtype = dtype_of(given, f.parameter_dtype);
@@ -212,12 +210,11 @@ ChannelCall normalization_call(const Record<NormalizationRecord>& given) {
     return call;
 }
 
-ChannelCall normalization_gradients_call(const Record<NormalizationGradientsRecord>& given) {
+NormalizationGradientsCall normalization_gradients_call(const Record<NormalizationGradientsRecord>& given) {
     const auto& f = given.type();
-    ChannelCall call;
-    call.from = ChannelCall::From::gradients;
+    NormalizationGradientsCall call;
     call.dtype = dtype_of(given, f.dtype);
-    call.layout.channels = given.integer(f.channels);
+    call.channels = given.integer(f.channels);
     call.eps = given.number(f.eps);
     call.count = given.number(f.count);
     call.sums = given.address<double>(f.sums);

@@ -88,17 +88,22 @@ i64 streaming_threshold() {
     return threshold;
 }
 
-namespace {
-
-template <class Storage>
-void run_channels(const ChannelCall& call) {
-    for (i64 c = 0; c < call.layout.channels; ++c) channel_step<Storage, State<Storage>>(call, c);
+void statistics(const StatisticsCall& call, int) {
+    with_storage(call.dtype, [&](auto storage) {
+        for (i64 c = 0; c < call.layout.channels; ++c) statistics_step<decltype(storage)>(call, c);
+    });
 }
 
-}  // namespace
+void normalization(const NormalizationCall& call, int) {
+    with_state(call.dtype, [&](auto state) {
+        for (i64 c = 0; c < call.channels; ++c) normalization_step<decltype(state)>(call, c);
+    });
+}
 
-void channel(const ChannelCall& call, int) {
-    with_storage(call.dtype, [&](auto storage) { run_channels<decltype(storage)>(call); });
+void normalization_gradients(const NormalizationGradientsCall& call, int) {
+    with_state(call.dtype, [&](auto state) {
+        for (i64 c = 0; c < call.channels; ++c) normalization_gradients_step<decltype(state)>(call, c);
+    });
 }
 
 }  // namespace cpu

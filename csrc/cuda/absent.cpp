@@ -17,7 +17,9 @@ void backward(const BackwardCall&, int, void*) { refuse(); }
 void channel_sum(const ChannelSumCall&, int, void*) { refuse(); }
 i64 channel_sum_workspace(i64, i64, i64, i64) { refuse(); }
 void moments(const MomentsCall&, int, void*) { refuse(); }
-void channel(const ChannelCall&, int, void*) { refuse(); }
+void statistics(const StatisticsCall&, int, void*) { refuse(); }
+void normalization(const NormalizationCall&, int, void*) { refuse(); }
+void normalization_gradients(const NormalizationGradientsCall&, int, void*) { refuse(); }
 void pack_bits(const PackBitsCall&, int, void*) { refuse(); }
 void unpack_bits(const UnpackBitsCall&, int, void*) { refuse(); }
 bool compiled() { return false; }

@@ -84,9 +84,23 @@ void moments(const MomentsCall& call, int device, void* stream) {
     with_launcher(call.dtype, [&](auto launcher) { launcher.moments(call, stream); });
 }
 
-void channel(const ChannelCall& call, int device, void* stream) {
+void statistics(const StatisticsCall& call, int device, void* stream) {
     const DeviceGuard guard(device);
-    with_launcher(call.dtype, [&](auto launcher) { launcher.channel(call, stream); });
+    with_launcher(call.dtype, [&](auto launcher) { launcher.statistics(call, stream); });
+}
+
+void normalization(const NormalizationCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    with_state(call.dtype, [&](auto state) {
+        launch(normalization_kernel<decltype(state)>, blocks_of_channels(call.channels), stream, call);
+    });
+}
+
+void normalization_gradients(const NormalizationGradientsCall& call, int device, void* stream) {
+    const DeviceGuard guard(device);
+    with_state(call.dtype, [&](auto state) {
+        launch(normalization_gradients_kernel<decltype(state)>, blocks_of_channels(call.channels), stream, call);
+    });
 }
 
 void pack_bits(const PackBitsCall& call, int device, void* stream) {

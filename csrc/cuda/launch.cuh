@@ -35,6 +35,10 @@ inline dim3 blocks_for(const Layout& layout, int width) {
     return dim3(static_cast<unsigned>(blocks));
 }
 
+inline dim3 blocks_of_channels(i64 channels) {
+    return dim3(static_cast<unsigned>((channels + threads_per_block - 1) / threads_per_block));
+}
+
 // Whether rows of `data` start on a multiple of Width elements.
 template <class T>
 bool fits(int width, const void* data, const Strides& strides, const Layout& layout) {
@@ -58,7 +62,7 @@ struct Launcher {
     static void forward(const ForwardCall& call, void* stream);
     static void backward(const BackwardCall& call, void* stream);
     static void moments(const MomentsCall& call, void* stream);
-    static void channel(const ChannelCall& call, void* stream);
+    static void statistics(const StatisticsCall& call, void* stream);
 
 private:
     template <int Width, class D, Currents How>
@@ -160,9 +164,8 @@ void Launcher<Storage>::moments(const MomentsCall& call, void* stream) {
 }
 
 template <class Storage>
-void Launcher<Storage>::channel(const ChannelCall& call, void* stream) {
-    const i64 blocks = (call.layout.channels + threads_per_block - 1) / threads_per_block;
-    launch(channel_kernel<Storage>, dim3(static_cast<unsigned>(blocks)), stream, call);
+void Launcher<Storage>::statistics(const StatisticsCall& call, void* stream) {
+    launch(statistics_kernel<Storage>, blocks_of_channels(call.layout.channels), stream, call);
 }
 
 }  // namespace cuda

@@ -83,10 +83,26 @@ __global__ void __launch_bounds__(threads_per_block) moments_kernel(const Moment
     store_state(static_cast<S*>(call.neurons) + layout.neurons(), squares, place.flat);
 }
 
+// The arithmetic between the passes: a thread per channel.
+__device__ inline i64 channel_of_thread() { return static_cast<i64>(blockIdx.x) * threads_per_block + threadIdx.x; }
+
 template <class Storage>
-__global__ void __launch_bounds__(threads_per_block) channel_kernel(const ChannelCall call) {
-    const i64 channel = static_cast<i64>(blockIdx.x) * threads_per_block + threadIdx.x;
-    if (channel < call.layout.channels) channel_step<Storage, State<Storage>>(call, channel);
+__global__ void __launch_bounds__(threads_per_block) statistics_kernel(const StatisticsCall call) {
+    const i64 channel = channel_of_thread();
+    if (channel < call.layout.channels) statistics_step<Storage>(call, channel);
+}
+
+template <class S>
+__global__ void __launch_bounds__(threads_per_block) normalization_kernel(const NormalizationCall call) {
+    const i64 channel = channel_of_thread();
+    if (channel < call.channels) normalization_step<S>(call, channel);
+}
+
+template <class S>
+__global__ void __launch_bounds__(threads_per_block)
+    normalization_gradients_kernel(const NormalizationGradientsCall call) {
+    const i64 channel = channel_of_thread();
+    if (channel < call.channels) normalization_gradients_step<S>(call, channel);
 }
 
 }  // namespace SNNFAST_TARGET

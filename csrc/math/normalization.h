@@ -84,7 +84,7 @@ SNNFAST_HD void write_parameter(void* to, DType dtype, i64 index, double value) 
 
 // Calls `use` with every value of a channel, as a double, until it returns false.
 template <class Storage, class Use>
-SNNFAST_HD void for_each_value(const ChannelCall& call, i64 c, Use use) {
+SNNFAST_HD void for_each_value(const StatisticsCall& call, i64 c, Use use) {
     const Layout& layout = call.layout;
     const i64 steps = layout.held ? 1 : layout.steps;
     for (i64 first = c * layout.channel_stride; first < layout.neurons();
@@ -106,7 +106,7 @@ struct Moments {
 // A channel's moments from its values, in double: an infinite value's mean is infinite, as torch has it. Slow, one value
 // after the other; NaN ends it, so that a diverged network is not slow too.
 template <class Storage>
-SNNFAST_HD Moments moments_of_values(const ChannelCall& call, i64 c) {
+SNNFAST_HD Moments moments_of_values(const StatisticsCall& call, i64 c) {
     double mean = 0, variance = 0;
     for_each_value<Storage>(call, c, [&](double x) {
         mean += x / call.count;
@@ -123,7 +123,7 @@ SNNFAST_HD Moments moments_of_values(const ChannelCall& call, i64 c) {
 // The neurons' contributions are in the state's dtype, whose squares overflow where values are near 1e19 and more, and
 // infinite values leave no differences: such a channel's moments come from its values.
 template <class Storage, class S>
-SNNFAST_HD void finish_moments(const ChannelCall& call, i64 c) {
+SNNFAST_HD void finish_moments(const StatisticsCall& call, i64 c) {
     const i64 channels = call.layout.channels;
     const double steps = call.layout.held ? 1.0 : double(call.layout.steps);
     const double from_pivot = call.sums[c] / (call.count / steps);
@@ -143,9 +143,9 @@ SNNFAST_HD void finish_moments(const ChannelCall& call, i64 c) {
     }
 }
 
-template <class S>
-SNNFAST_HD void make_tables(const ChannelCall& call, i64 c) {
-    const i64 channels = call.layout.channels;
+// `Call` has the moments, the parameters and where the tables go: a StatisticsCall or a NormalizationCall.
+template <class S, class Call>
+SNNFAST_HD void make_tables(const Call& call, i64 channels, i64 c) {
     S* const tables = static_cast<S*>(call.tables);
     const double mean = call.moments[c];
     const double inverse = 1.0 / square_root(call.moments[channels + c] + call.eps);
@@ -157,9 +157,23 @@ SNNFAST_HD void make_tables(const ChannelCall& call, i64 c) {
     tables[2 * channels + c] = S(bias - (mean - double(rounded)) * scale);
 }
 
+// A StatisticsCall, for one channel.
+template <class Storage>
+SNNFAST_HD void statistics_step(const StatisticsCall& call, i64 c) {
+    finish_moments<Storage, State<Storage>>(call, c);
+    if (call.tables) make_tables<State<Storage>>(call, call.layout.channels, c);
+}
+
+// A NormalizationCall, for one channel. S is the state's dtype.
 template <class S>
-SNNFAST_HD void make_gradients(const ChannelCall& call, i64 c) {
-    const i64 channels = call.layout.channels;
+SNNFAST_HD void normalization_step(const NormalizationCall& call, i64 c) {
+    if (call.tables) make_tables<S>(call, call.channels, c);
+}
+
+// A NormalizationGradientsCall, for one channel. S is the state's dtype.
+template <class S>
+SNNFAST_HD void normalization_gradients_step(const NormalizationGradientsCall& call, i64 c) {
+    const i64 channels = call.channels;
     const double mean = call.moments[c];
     const double inverse = 1.0 / square_root(call.moments[channels + c] + call.eps);
     const double lost = mean - double(static_cast<const S*>(call.tables)[c]);      // to the rounding of the mean
@@ -173,14 +187,6 @@ SNNFAST_HD void make_gradients(const ChannelCall& call, i64 c) {
         to[c] = S(gradient / call.count - lost * through_variance);
         to[channels + c] = S(through_variance);
     }
-}
-
-// A ChannelCall, for one channel. S is the state's dtype.
-template <class Storage, class S>
-SNNFAST_HD void channel_step(const ChannelCall& call, i64 c) {
-    if (call.from == ChannelCall::From::gradients) return make_gradients<S>(call, c);
-    if (call.from == ChannelCall::From::contributions) finish_moments<Storage, S>(call, c);
-    if (call.tables) make_tables<S>(call, c);
 }
 
 }  // namespace SNNFAST_TARGET

@@ -112,7 +112,7 @@ struct Narrow<bfloat16> {
     }
 };
 
-// Calls `use` with a value of the type that stands for a dtype known at run time.
+// Calls `use` with a value of the type that stands for a dtype known at run time; `with_state`: of its state's.
 template <class Use>
 inline void with_storage(DType dtype, Use use) {
     switch (dtype) {
@@ -121,6 +121,14 @@ inline void with_storage(DType dtype, Use use) {
         case DType::float16: return use(float16{});
         case DType::bfloat16: return use(bfloat16{});
     }
+}
+
+template <class Use>
+inline void with_state(DType dtype, Use use) {
+    if (dtype == DType::float64)
+        use(double{});
+    else
+        use(float{});
 }
 
 }  // namespace SNNFAST_TARGET

@@ -11,7 +11,11 @@ void forward(const ForwardCall&, int) { throw std::logic_error("host run: no CPU
 void backward(const BackwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void moments(const MomentsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
-void channel(const ChannelCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void statistics(const StatisticsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void normalization(const NormalizationCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void normalization_gradients(const NormalizationGradientsCall&, int) {
+    throw std::logic_error("host run: no CPU kernels here");
+}
 void pack_bits(const PackBitsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void unpack_bits(const UnpackBitsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 const char* instruction_set() { return "none"; }
