@@ -17,6 +17,7 @@ enum class DType : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 
 // MATH.md section 2, in the order of its table.
 enum class Shape : int { fast_sigmoid = 0, triangle, exponential, rectangle, arctangent, sigmoid, gaussian };
+constexpr int shapes = 7;
 
 struct Strides {
     i64 outer = 0;

@@ -4,8 +4,8 @@
 // forward pass walks on.
 #include <initializer_list>
 
+#include "cpu/backend.h"
 #include "cpu/dispatch.h"
-#include "cpu/policies.h"
 #include "cpu/tiles.h"
 
 namespace snnfast {
@@ -251,23 +251,16 @@ private:
 }  // namespace
 
 void backward(const BackwardCall& call, int threads) {
-    const bool extras = any_given(call.coefficients) || call.dynamics.delay || call.grad_potential ||
-                        call.grad_threshold || call.grad_tau;
-    const bool fast_sigmoid = call.surrogate.shape == Shape::fast_sigmoid;
+    const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
     with_storage(call.dtype, [&](auto storage) {
         using Storage = decltype(storage);
-        with_policies<State<Storage>>(call, extras, fast_sigmoid, [&](auto dynamics, auto how, auto with_extras) {
-            using D = decltype(dynamics);
-            const auto run = [&](auto shape) {
-                using Tiles = BackwardTiles<Storage, D, how(), with_extras()>;
-                run_tiles<Storage, Tiles>(
-                    call, threads, [](Tiles& tiles, const Tile& tile) { tiles.template run<decltype(shape)>(tile); });
-            };
-            // Kernels that know the dynamics or normalize know the surrogate too: each kind more is build time.
-            if constexpr (with_extras() || (std::is_same_v<D, General<State<Storage>>> && how() == Currents::plain))
-                with_shape(call.surrogate.shape, run);
-            else
-                run(FastSigmoid{});
+        with_variant_of<Direction::backward>(call, extras, call.surrogate.shape, [&](auto known) {
+            constexpr Variant v = decltype(known)::value;
+            using D = typename DynamicsPolicy<v.dynamics>::template of<State<Storage>>;
+            using Tiles = BackwardTiles<Storage, D, v.currents, v.extras>;
+            run_tiles<Storage, Tiles>(call, threads, [](Tiles& tiles, const Tile& tile) {
+                tiles.template run<typename SurrogateOf<v.surrogate>::type>(tile);
+            });
         });
     });
 }

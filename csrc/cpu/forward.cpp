@@ -3,8 +3,8 @@
 // Within a tile a pass takes a few steps at once: each step is a stream of memory of its own, and processors follow
 // only so many. Outputs too large for the caches are written past them: nothing reads them before they would have been
 // evicted.
+#include "cpu/backend.h"
 #include "cpu/dispatch.h"
-#include "cpu/policies.h"
 #include "cpu/tiles.h"
 
 namespace snnfast {
@@ -90,11 +90,13 @@ private:
 }  // namespace
 
 void forward(const ForwardCall& call, int threads) {
-    const bool extras = any_given(call.coefficients) || call.dynamics.delay || call.potential;
+    const bool extras = call.dynamics.delay || call.potential;
     with_storage(call.dtype, [&](auto storage) {
         using Storage = decltype(storage);
-        with_policies<State<Storage>>(call, extras, true, [&](auto dynamics, auto how, auto with_extras) {
-            run_tiles<Storage, ForwardTiles<Storage, decltype(dynamics), how(), with_extras()>>(call, threads);
+        with_variant_of<Direction::forward>(call, extras, Shape::fast_sigmoid, [&](auto known) {
+            constexpr Variant v = decltype(known)::value;
+            using D = typename DynamicsPolicy<v.dynamics>::template of<State<Storage>>;
+            run_tiles<Storage, ForwardTiles<Storage, D, v.currents, v.extras>>(call, threads);
         });
     });
 }

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/backend.h"
 #include "cuda/backward.cuh"
 #include "cuda/forward.cuh"
 #include "cuda/statistics.cuh"
@@ -63,38 +64,6 @@ struct Launcher {
     static void backward(const BackwardCall& call, void* stream);
     static void moments(const MomentsCall& call, void* stream);
     static void statistics(const StatisticsCall& call, void* stream);
-
-private:
-    template <int Width, class D, Currents How>
-    static void run_forward(const ForwardCall& call, void* stream) {
-        launch(forward_kernel<Storage, Width, D, How>, blocks_for(call.layout, Width), stream, call);
-    }
-
-    template <int Width, int Block, class Surrogate, class D, Currents How, bool Extras>
-    static void run_backward(const BackwardCall& call, void* stream) {
-        const dim3 blocks = blocks_for(call.layout, Width);
-        launch(backward_kernel<Storage, Width, Block, Surrogate, D, How, Extras>, blocks, stream, call);
-    }
-
-    template <class D>
-    static void run_wide_forward(const ForwardCall& call, void* stream) {
-        if (call.normalization.mean)
-            run_forward<forward_width<Storage>, D, Currents::normalized>(call, stream);
-        else
-            run_forward<forward_width<Storage>, D, Currents::plain>(call, stream);
-    }
-
-    template <class D>
-    static void run_specialised_backward(const BackwardCall& call, void* stream) {
-        constexpr int width = backward_width<Storage>, block = backward_block;
-        if constexpr (normalized_backward_fits<Storage>)
-            if (call.normalization.mean)
-                return run_backward<width, block, FastSigmoid, D, Currents::normalized, false>(call, stream);
-        if (call.layout.steps <= steps_ahead)
-            run_backward<width, steps_ahead, FastSigmoid, D, Currents::plain, false>(call, stream);
-        else
-            run_backward<width, block, FastSigmoid, D, Currents::plain, false>(call, stream);
-    }
 };
 
 template <class Storage>
@@ -106,14 +75,14 @@ void Launcher<Storage>::forward(const ForwardCall& call, void* stream) {
                       fits<Storage>(width, call.spikes, layout.spikes, layout) &&
                       state_fits<S>(width, {call.initial, call.last, call.potential, call.checkpoints});
     const bool extras = call.potential || call.dynamics.delay;
-    if (!wide)
-        run_forward<1, General<S>, Currents::any>(call, stream);
-    else if (!extras && is_hard_detached(call.dynamics))
-        run_wide_forward<HardDetached<S>>(call, stream);
-    else if (!extras && is_soft_attached(call.dynamics))
-        run_wide_forward<SoftAttached<S>>(call, stream);
-    else
-        run_wide_forward<General<S>>(call, stream);
+    const Question asked{wide, false, extras, call.normalization.mean != nullptr, policy_of(call.dynamics), {}};
+    constexpr Direction direction = Direction::forward;
+    with_variant<CudaVariants<Storage, direction>>(
+        variant(direction, cuda_backend<Storage>(direction), asked), [&](auto known) {
+            constexpr Variant v = decltype(known)::value;
+            using D = typename DynamicsPolicy<v.dynamics>::template of<S>;
+            launch(forward_kernel<Storage, v.width, D, v.currents>, blocks_for(layout, v.width), stream, call);
+        });
 }
 
 template <class Storage>
@@ -129,26 +98,17 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
                       state_fits<S>(width, {call.initial, call.checkpoints, call.grad_last, call.grad_initial,
                                             call.grad_threshold, call.grad_tau, call.sum_gradient, call.sum_product});
     const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
-    const bool fast_sigmoid = call.surrogate.shape == Shape::fast_sigmoid;
-    const bool normalized = call.normalization.mean;
-    const bool fits_registers = normalized_backward_fits<Storage> || !normalized;
-    if (wide && fast_sigmoid && !extras && fits_registers) {
-        if (is_hard_detached(call.dynamics)) return run_specialised_backward<HardDetached<S>>(call, stream);
-        if (is_soft_attached(call.dynamics)) return run_specialised_backward<SoftAttached<S>>(call, stream);
-        if constexpr (normalized_backward_fits<Storage>)  // where else normalized currents do not come here
-            if (normalized)
-                return run_backward<width, backward_block, FastSigmoid, General<S>, Currents::normalized, false>(
-                    call, stream);
-    }
-    // One neuron a thread serves what cannot be read wide, the extras, and normalized currents before another surrogate
-    // than the paper's: wide kernels for those would lengthen the build by a half, for calls that are few.
-    with_shape(call.surrogate.shape, [&](auto shape) {
-        using Surrogate = decltype(shape);
-        if (wide && !extras && !normalized)
-            run_backward<width, backward_block, Surrogate, General<S>, Currents::plain, false>(call, stream);
-        else
-            run_backward<1, backward_block, Surrogate, General<S>, Currents::any, true>(call, stream);
-    });
+    const bool normalized = call.normalization.mean, brief = layout.steps <= steps_ahead;
+    const Question asked{wide, brief, extras, normalized, policy_of(call.dynamics), call.surrogate.shape};
+    constexpr Direction direction = Direction::backward;
+    with_variant<CudaVariants<Storage, direction>>(
+        variant(direction, cuda_backend<Storage>(direction), asked), [&](auto known) {
+            constexpr Variant v = decltype(known)::value;
+            using D = typename DynamicsPolicy<v.dynamics>::template of<S>;
+            using Surrogate = typename SurrogateOf<v.surrogate>::type;
+            launch(backward_kernel<Storage, v.width, v.block, Surrogate, D, v.currents, v.extras>,
+                   blocks_for(layout, v.width), stream, call);
+        });
 }
 
 template <class Storage>

@@ -123,7 +123,7 @@ SNNFAST_HD Moments moments_of_values(const StatisticsCall& call, i64 c) {
 // The neurons' contributions are in the state's dtype, whose squares overflow where values are near 1e19 and more, and
 // infinite values leave no differences: such a channel's moments come from its values.
 template <class Storage, class S>
-SNNFAST_HD void finish_moments(const StatisticsCall& call, i64 c) {
+SNNFAST_HD void moments_from_sums(const StatisticsCall& call, i64 c) {
     const i64 channels = call.layout.channels;
     const double steps = call.layout.held ? 1.0 : double(call.layout.steps);
     const double from_pivot = call.sums[c] / (call.count / steps);
@@ -160,7 +160,7 @@ SNNFAST_HD void make_tables(const Call& call, i64 channels, i64 c) {
 // A StatisticsCall, for one channel.
 template <class Storage>
 SNNFAST_HD void statistics_step(const StatisticsCall& call, i64 c) {
-    finish_moments<Storage, State<Storage>>(call, c);
+    moments_from_sums<Storage, State<Storage>>(call, c);
     if (call.tables) make_tables<State<Storage>>(call, call.layout.channels, c);
 }
 

@@ -148,19 +148,37 @@ struct Gaussian {
     }
 };
 
-// Calls `use` with the type that stands for a shape known at run time.
-template <class Use>
-inline void with_shape(Shape shape, Use use) {
-    switch (shape) {
-        case Shape::fast_sigmoid: return use(FastSigmoid{});
-        case Shape::triangle: return use(Triangle{});
-        case Shape::exponential: return use(Exponential{});
-        case Shape::rectangle: return use(Rectangle{});
-        case Shape::arctangent: return use(Arctangent{});
-        case Shape::sigmoid: return use(Sigmoid{});
-        case Shape::gaussian: return use(Gaussian{});
-    }
-}
+// The type that stands for a shape.
+template <Shape>
+struct SurrogateOf;
+template <>
+struct SurrogateOf<Shape::fast_sigmoid> {
+    using type = FastSigmoid;
+};
+template <>
+struct SurrogateOf<Shape::triangle> {
+    using type = Triangle;
+};
+template <>
+struct SurrogateOf<Shape::exponential> {
+    using type = Exponential;
+};
+template <>
+struct SurrogateOf<Shape::rectangle> {
+    using type = Rectangle;
+};
+template <>
+struct SurrogateOf<Shape::arctangent> {
+    using type = Arctangent;
+};
+template <>
+struct SurrogateOf<Shape::sigmoid> {
+    using type = Sigmoid;
+};
+template <>
+struct SurrogateOf<Shape::gaussian> {
+    using type = Gaussian;
+};
 
 }  // namespace SNNFAST_TARGET
 }  // namespace snnfast
