@@ -84,7 +84,7 @@ def parameters() -> list[str]:
     pattern = re.compile(r"template <([^<>]*)>\s*__global__[^{;]*?\b(\w+)_kernel\(")
     return [
         f"{name}<{', '.join(part.split()[-1] for part in given.split(','))}>"
-        for file in sorted(SOURCE.glob("*.cuh"))
+        for file in sorted((SOURCE / "cuda").glob("*.cuh"))
         for given, name in pattern.findall(file.read_text())
     ]
 

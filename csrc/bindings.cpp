@@ -5,11 +5,12 @@
 
 #include <array>
 #include <string>
+#include <vector>
 
-#include "api.h"
-#include "packing.h"
+#include "calls.h"
+#include "cpu/threads.h"
+#include "cuda/backend.h"
 #include "records.h"
-#include "threads.h"
 
 namespace py = pybind11;
 
@@ -50,6 +51,17 @@ Surrogate make_surrogate(int shape, double gamma, double beta) { return {static_
 template <class... Types>
 void add_records(py::module_& m) {
     (Record<Types>::add_to(m), ...);
+}
+
+// The names of the CUDA kernels that are built for a dtype in one direction.
+std::vector<std::string> variant_names(int direction_code, int dtype) {
+    const auto direction = static_cast<Direction>(direction_code);
+    std::vector<std::string> names;
+    with_storage(static_cast<DType>(dtype), [&](auto storage) {
+        const Variants built = variants(direction, cuda_backend<decltype(storage)>(direction));
+        for (int i = 0; i < built.count; ++i) names.push_back(name(direction, static_cast<DType>(dtype), built.of[i]));
+    });
+    return names;
 }
 
 // The two backends of the core (snnfast.backends.Backend).
@@ -112,9 +124,9 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     add_method(on_cpu, "backward", backward_call, cpu::backward);
     add_method(on_cpu, "channel_sum", channel_sum_call, cpu::channel_sum);
     add_method(on_cpu, "moments", moments_call, cpu::moments);
-    add_method(on_cpu, "statistics", statistics_call, cpu::channel);
-    add_method(on_cpu, "normalization", normalization_call, cpu::channel);
-    add_method(on_cpu, "normalization_gradients", normalization_gradients_call, cpu::channel);
+    add_method(on_cpu, "statistics", statistics_call, cpu::statistics);
+    add_method(on_cpu, "normalization", normalization_call, cpu::normalization);
+    add_method(on_cpu, "normalization_gradients", normalization_gradients_call, cpu::normalization_gradients);
     add_method(on_cpu, "pack_bits", pack_call, cpu::pack_bits);
     add_method(on_cpu, "unpack_bits", unpack_call, cpu::unpack_bits);
 
@@ -129,12 +141,13 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     add_method(on_cuda, "backward", backward_call, cuda::backward);
     add_method(on_cuda, "channel_sum", channel_sum_call, cuda::channel_sum);
     add_method(on_cuda, "moments", moments_call, cuda::moments);
-    add_method(on_cuda, "statistics", statistics_call, cuda::channel);
-    add_method(on_cuda, "normalization", normalization_call, cuda::channel);
-    add_method(on_cuda, "normalization_gradients", normalization_gradients_call, cuda::channel);
+    add_method(on_cuda, "statistics", statistics_call, cuda::statistics);
+    add_method(on_cuda, "normalization", normalization_call, cuda::normalization);
+    add_method(on_cuda, "normalization_gradients", normalization_gradients_call, cuda::normalization_gradients);
     add_method(on_cuda, "pack_bits", pack_call, cuda::pack_bits);
     add_method(on_cuda, "unpack_bits", unpack_call, cuda::unpack_bits);
 
+    m.def("variant_names", &variant_names, py::arg("direction"), py::arg("dtype"));
     m.def("use_openmp_of", &use_openmp_of, py::arg("library"));
     m.def("instruction_set", &cpu::instruction_set);
     m.def("use_instruction_set", &cpu::use_instruction_set, py::arg("name"));

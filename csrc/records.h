@@ -1,8 +1,7 @@
-// The calls as Python makes them, and each as the core's struct of the same fields (api.h).
+// The calls as Python makes them, and each as the core's struct of the same fields (calls.h).
 #pragma once
 
-#include "api.h"
-#include "packing.h"
+#include "calls.h"
 #include "record.h"
 
 namespace snnfast {
@@ -84,7 +83,7 @@ void* part(void* first, i64 index, i64 length, DType dtype) {
     return first ? static_cast<char*>(first) + index * length * bytes_of_state(dtype) : nullptr;
 }
 
-Tables coefficients(PyObject* given) {
+ChannelCoefficients coefficients(PyObject* given) {
     if (given == Py_None) return {};
     const Record<CoefficientsRecord> record(given);
     const auto& f = record.type();
@@ -118,7 +117,7 @@ ForwardCall forward_call(const Record<ForwardRecord>& given) {
     call.dtype = dtype_of(given, f.dtype);
     call.layout = given.object<Layout>(f.layout);
     call.dynamics = given.object<Dynamics>(f.dynamics);
-    call.tables = coefficients(given.at(f.coefficients));
+    call.coefficients = coefficients(given.at(f.coefficients));
     call.normalization = normalization(given, call.dtype, call.layout.channels, nullptr);
     call.current = given.address(f.current);
     call.initial = given.address(f.initial);
@@ -135,7 +134,7 @@ BackwardCall backward_call(const Record<BackwardRecord>& given) {
     call.dtype = dtype_of(given, f.dtype);
     call.layout = given.object<Layout>(f.layout);
     call.dynamics = given.object<Dynamics>(f.dynamics);
-    call.tables = coefficients(given.at(f.coefficients));
+    call.coefficients = coefficients(given.at(f.coefficients));
     call.normalization = normalization(given, call.dtype, call.layout.channels, given.address(f.through_statistics));
     call.surrogate = given.object<Surrogate>(f.surrogate);
     call.current = given.address(f.current);
@@ -179,10 +178,9 @@ MomentsCall moments_call(const Record<MomentsRecord>& given) {
     return call;
 }
 
-ChannelCall statistics_call(const Record<StatisticsRecord>& given) {
+StatisticsCall statistics_call(const Record<StatisticsRecord>& given) {
     const auto& f = given.type();
-    ChannelCall call;
-    call.from = ChannelCall::From::contributions;
+    StatisticsCall call;
     call.dtype = dtype_of(given, f.dtype);
     call.layout = given.object<Layout>(f.layout);
     call.current = given.address(f.current);
@@ -198,12 +196,11 @@ ChannelCall statistics_call(const Record<StatisticsRecord>& given) {
     return call;
 }
 
-ChannelCall normalization_call(const Record<NormalizationRecord>& given) {
+NormalizationCall normalization_call(const Record<NormalizationRecord>& given) {
     const auto& f = given.type();
-    ChannelCall call;
-    call.from = ChannelCall::From::moments;
+    NormalizationCall call;
     call.dtype = dtype_of(given, f.dtype);
-    call.layout.channels = given.integer(f.channels);
+    call.channels = given.integer(f.channels);
     call.eps = given.number(f.eps);
     call.moments = given.address<double>(f.moments);
     call.parameter_dtype = dtype_of(given, f.parameter_dtype);
@@ -213,12 +210,11 @@ ChannelCall normalization_call(const Record<NormalizationRecord>& given) {
     return call;
 }
 
-ChannelCall normalization_gradients_call(const Record<NormalizationGradientsRecord>& given) {
+NormalizationGradientsCall normalization_gradients_call(const Record<NormalizationGradientsRecord>& given) {
     const auto& f = given.type();
-    ChannelCall call;
-    call.from = ChannelCall::From::gradients;
+    NormalizationGradientsCall call;
     call.dtype = dtype_of(given, f.dtype);
-    call.layout.channels = given.integer(f.channels);
+    call.channels = given.integer(f.channels);
     call.eps = given.number(f.eps);
     call.count = given.number(f.count);
     call.sums = given.address<double>(f.sums);
@@ -231,13 +227,13 @@ ChannelCall normalization_gradients_call(const Record<NormalizationGradientsReco
     return call;
 }
 
-PackCall pack_call(const Record<PackRecord>& given) {
+PackBitsCall pack_call(const Record<PackRecord>& given) {
     const auto& f = given.type();
     return {dtype_of(given, f.dtype), given.integer(f.count), given.address(f.spikes),
             given.address<unsigned char>(f.bits)};
 }
 
-UnpackCall unpack_call(const Record<UnpackRecord>& given) {
+UnpackBitsCall unpack_call(const Record<UnpackRecord>& given) {
     const auto& f = given.type();
     return {dtype_of(given, f.dtype), given.integer(f.count), given.address<unsigned char>(f.bits),
             given.address(f.spikes)};

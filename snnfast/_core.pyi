@@ -307,6 +307,9 @@ class Cuda:
     def unpack_bits(self, call: UnpackCall) -> None: ...
     def channel_sum_workspace(self, arrays: int, before: int, channels: int, after: int) -> int: ...
 
+def variant_names(direction: int, dtype: int) -> list[str]:
+    """The CUDA kernels that are built for a dtype, as C++ names them; direction 0 is forward, 1 backward."""
+
 def use_openmp_of(library: str) -> bool:
     """Takes OpenMP's entry points from a library that is loaded; whether it has them. Without: one thread."""
 

@@ -47,7 +47,7 @@ class Surrogate:
 
     gamma: float
     beta: float = 1.0
-    code: ClassVar[int]  # of the shape in the compiled core (csrc/api.h)
+    code: ClassVar[int]  # of the shape in the compiled core (csrc/calls.h)
 
     def __post_init__(self) -> None:
         for name in ("gamma", "beta"):

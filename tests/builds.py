@@ -51,7 +51,7 @@ while "FAKE_WAIT" in os.environ and not os.path.exists(os.environ["FAKE_WAIT"]):
 if "FAKE_FAILS" in os.environ:
     say(os.environ["FAKE_FAILS"])
     raise SystemExit(1)
-(build / "_core.so").write_bytes(b"the module of " + (build.parent / "source/csrc/api.h").read_bytes())
+(build / "_core.so").write_bytes(b"the module of " + (build.parent / "source/csrc/calls.h").read_bytes())
 say("[2/2] Linking")
 """
 

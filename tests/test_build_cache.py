@@ -31,7 +31,7 @@ def test_a_finished_build_leaves_the_module_alone(build: Builder):
 def test_a_changed_source_is_compiled(build: Builder):
     build()
     before = build.built()
-    with open(build.source / "csrc" / "api.h", "a") as header:
+    with open(build.source / "csrc" / "calls.h", "a") as header:
         header.write("// changed\n")
     build()
     assert build.calls == ["configure", "compile"] * 2
@@ -67,9 +67,9 @@ def other_pybind11(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHANGES = {
-    "a kernel": edit("csrc/kernels.cuh"),
-    "an instantiation": edit("csrc/instantiate/float32.cu"),
-    "a new header": edit("csrc/new.h"),
+    "a kernel": edit("csrc/cuda/backward.cuh"),
+    "an instantiation": edit("csrc/cuda/instantiate/float32.cu"),
+    "a new header": edit("csrc/math/new.h"),
     "CMakeLists.txt": edit("CMakeLists.txt"),
     "setup.py": edit("setup.py"),
     "SNNFAST_CUDA": environment(SNNFAST_CUDA="0"),

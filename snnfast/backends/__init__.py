@@ -21,7 +21,7 @@ except ImportError as error:
         "another Python version than it was built for, does not work."
     ) from error
 
-# One OpenMP runtime per process: torch's own (csrc/threads.h).
+# One OpenMP runtime per process: torch's own (csrc/cpu/threads.h).
 torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 openmp = core.use_openmp_of(str(torch_library))
 

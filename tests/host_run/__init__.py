@@ -31,11 +31,11 @@ def build(directory: Path, csrc: Path = CSRC) -> ModuleType:
         raise RuntimeError("no C++ compiler (set CXX)")
     sources = [
         csrc / "bindings.cpp",
-        csrc / "launch.cu",
-        *sorted((csrc / "instantiate").glob("*.cu")),
+        csrc / "cuda" / "launch.cu",
+        *sorted((csrc / "cuda" / "instantiate").glob("*.cu")),
         HERE / "no_cpu.cpp",
     ]
-    headers = [*csrc.glob("*.h"), *csrc.glob("*.cuh"), HERE / "cuda_runtime.h"]
+    headers = [*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), HERE / "cuda_runtime.h"]
     state = hashlib.sha256("".join(f.read_text() for f in sorted([*sources, *headers])).encode()).hexdigest()[:16]
     folder = directory / state
     folder.mkdir(parents=True, exist_ok=True)

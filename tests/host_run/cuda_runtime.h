@@ -1,5 +1,5 @@
-// Stands in for CUDA's header when the tests compile csrc/launch.cu, csrc/instantiate/*.cu and csrc/kernels.cuh, the
-// very files, as C++: the kernels' source runs on the host, block by block and thread by thread.
+// Stands in for CUDA's header when the tests compile csrc/cuda/launch.cu, csrc/cuda/instantiate/*.cu and the kernels that
+// they include, the very files, as C++: the kernels' source runs on the host, block by block and thread by thread.
 //
 // A kernel without barriers is a loop over its threads. Once a thread reaches __syncthreads, the threads of its block
 // become fibers (ucontext) that meet there; a barrier that not all of them reach is an error, a missing one gives wrong

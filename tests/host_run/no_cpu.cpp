@@ -1,9 +1,9 @@
 // The host-run module holds the CUDA side alone.
 #include <stdexcept>
 
-#include "api.h"
-#include "packing.h"
-#include "threads.h"
+#include "calls.h"
+#include "cpu/threads.h"
+#include "math/pack_bits.h"
 
 namespace snnfast {
 namespace cpu {
@@ -11,9 +11,13 @@ void forward(const ForwardCall&, int) { throw std::logic_error("host run: no CPU
 void backward(const BackwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void moments(const MomentsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
-void channel(const ChannelCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
-void pack_bits(const PackCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
-void unpack_bits(const UnpackCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void statistics(const StatisticsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void normalization(const NormalizationCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void normalization_gradients(const NormalizationGradientsCall&, int) {
+    throw std::logic_error("host run: no CPU kernels here");
+}
+void pack_bits(const PackBitsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void unpack_bits(const UnpackBitsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 const char* instruction_set() { return "none"; }
 bool use_instruction_set(const char*) { return false; }
 }  // namespace cpu

@@ -1,0 +1,269 @@
+// The CPU kernels of the backward pass, compiled once per instruction set (SNNFAST_TARGET names the namespace).
+//
+// Blocks of steps are rebuilt from the input (and a checkpoint), then walked back in passes of a few steps, as the
+// forward pass walks on.
+#include <initializer_list>
+
+#include "cpu/backend.h"
+#include "cpu/dispatch.h"
+#include "cpu/tiles.h"
+
+namespace snnfast {
+inline namespace SNNFAST_TARGET {
+namespace {
+
+// Adds into an array of a tile's sums.
+template <class S>
+SNNFAST_HD void add(S* sum, Vector<S> value) {
+    store(sum, Vector<S>(load(sum) + value));
+}
+
+// Of the backward pass, `walk_back` alone knows the surrogate: everything else is compiled once for all of them.
+template <class Storage, class D, Currents How, bool Extras>
+class BackwardTiles {
+    using S = State<Storage>;
+    using V = Vector<S>;
+    static constexpr int most = pass_steps<Extras>;
+
+public:
+    SNNFAST_ONCE_A_TILE explicit BackwardTiles(const BackwardCall& call)
+        : call_(call), dynamics_(call.dynamics), coefficients_(call.dynamics, call.coefficients, call.layout),
+          currents_(call), gamma_(S(call.surrogate.gamma)), beta_(S(call.surrogate.beta)),
+          grad_spikes_(static_cast<const Storage*>(call.grad_spikes), call.layout.grad_spikes, call.layout.steps,
+                       lanes<Storage>),
+          grad_potential_(static_cast<const S*>(call.grad_potential), call.layout.grad_potential, call.layout.steps,
+                          lanes<Storage>),
+          grad_current_(call.layout.held ? nullptr : static_cast<Storage*>(call.grad_current), call.layout.grad_current,
+                        call.layout.steps, lanes<Storage>),
+          grad_residual_(call.layout.residual_held ? nullptr : static_cast<Storage*>(call.grad_residual),
+                         call.layout.grad_current, call.layout.steps, lanes<Storage>),
+          may_stream_(may_stream<Storage>(call.grad_current, call.layout, call.layout.grad_current) &&
+                      may_stream<Storage>(call.grad_residual, call.layout, call.layout.grad_current)) {}
+
+    template <class Surrogate>
+    void run(const Tile& tile) {
+        const i64 steps = call_.layout.steps;
+        enter(tile);
+        for (i64 first = (steps - 1) / checkpoint_interval * checkpoint_interval; first >= 0;
+             first -= checkpoint_interval) {
+            const i64 last = first + checkpoint_interval < steps ? first + checkpoint_interval : steps;
+            const i64 fresh = rebuild_block(tile, first, last);
+            if constexpr (!Extras)
+                if (fresh < last) walk_back<Surrogate, most, true>(tile, first, fresh);
+            for_each_pass<most>(first, fresh, [&](auto steps, i64 from) {  // in reverse, from last to first
+                walk_back<Surrogate, steps(), false>(tile, first, first + fresh - steps() - from);
+            });
+        }
+        leave(tile);
+    }
+
+private:
+    SNNFAST_ONCE_A_TILE void enter(const Tile& tile) {
+        coefficients_.enter(tile);
+        currents_.enter(tile);
+        g_ = grad_spikes_.enter(tile);
+        p_ = grad_potential_.enter(tile);
+        out_ = grad_current_.enter(tile);
+        residual_ = grad_residual_.enter(tile);
+        load_state(grad_v_, static_cast<const S*>(call_.grad_last), S(0), tile);
+        for (S* sum : {sum_threshold_, sum_tau_, sum_gradient_, sum_product_})
+            std::memset(sum, 0, tile.span * sizeof(S));
+    }
+
+    SNNFAST_ONCE_A_TILE void leave(const Tile& tile) {
+        grad_current_.leave(tile);
+        grad_residual_.leave(tile);
+        if (call_.layout.held) finish_held(tile);
+        keep(call_.grad_initial, tile, grad_v_);
+        keep(call_.grad_threshold, tile, sum_threshold_);
+        keep(call_.grad_tau, tile, sum_tau_);
+        keep(call_.sum_gradient, tile, sum_gradient_);
+        keep(call_.sum_product, tile, sum_product_);
+        if (may_stream_) end_of_streaming();
+    }
+
+    // The potentials of a block's steps before the one returned. The last pass is walked back as it is rebuilt: its
+    // potentials need not leave the registers.
+    SNNFAST_ONCE_A_TILE i64 rebuild_block(const Tile& tile, i64 first, i64 last) {
+        const i64 b = first / checkpoint_interval;
+        const S* initial = b == 0 ? static_cast<const S*>(call_.initial)
+                                  : static_cast<const S*>(call_.checkpoints) + (b - 1) * call_.layout.neurons();
+        load_state(block_initial_, initial, S(rest(dynamics_)), tile);
+        std::memcpy(v_, block_initial_, tile.span * sizeof(S));
+        const i64 fresh = !Extras && last - first >= most ? last - most : last;
+        for_each_pass<most>(first, fresh, [&](auto steps, i64 from) { rebuild<steps()>(tile, first, from); });
+        return fresh;
+    }
+
+    // The charged potentials of a pass's steps; the potential after them is kept for the next pass.
+    template <int Steps>
+    SNNFAST_HD void rebuild_vector(V (&h)[Steps], const Coefficients<V>& k, i64 from, i64 i) {
+        const D dynamics = dynamics_;
+        V currents[Steps];
+        currents_.read(currents, from, i);
+        V v = load(v_ + i);
+        for (int t = 0; t < Steps; ++t) {
+            h[t] = charge(dynamics, k, v, currents[t]);
+            v = reset(dynamics, k, h[t], fires(dynamics, k, h[t]));
+        }
+        store(v_ + i, v);
+    }
+
+    template <int Steps>
+    void rebuild(const Tile& tile, i64 block, i64 from) {
+        S* const rebuilt = h_[from - block];
+        for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
+            V h[Steps];
+            rebuild_vector(h, coefficients_.at(i), from, i);
+            for (int t = 0; t < Steps; ++t) store(rebuilt + t * rebuilt_length + i, h[t]);
+        }
+    }
+
+    template <class Surrogate, int Steps, bool Fresh>
+    void walk_back(const Tile& tile, i64 block, i64 from) {
+        const i64 delay = Extras && call_.dynamics.delay;
+        // Steps whose spike was emitted and has a gradient.
+        const i64 given = !g_ ? 0 : from + Steps + delay > call_.layout.steps ? Steps - delay : Steps;
+        const Storage* const x = currents_.x.at(from);
+        const Storage* const g = g_.at(from + delay);
+        const S* const p = p_.at(from);
+        Storage* const out = out_.at(from);
+        Storage* const residual = residual_.at(from);
+        const i64 x_step = currents_.x.step, g_step = g_.step, p_step = p_.step, out_step = out_.step;
+        const i64 residual_step = residual_.step;
+        const S* const rebuilt = h_[from - block];
+        const D dynamics = dynamics_;
+        const S gamma = gamma_, beta = beta_;
+        const bool past_caches = may_stream_ && !tile.staged;
+        const bool normalized = currents_.normalizers.normalized(), batch = currents_.normalizers.batch();
+        // Sums over time: of the gradients of a held current, and for the gradients of the batch's statistics.
+        const bool summed = normalized ? call_.layout.held || call_.sum_gradient : call_.layout.held;
+        for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
+            const Coefficients<V>& k = coefficients_.at(i);
+            V grad_spikes[Steps], potentials[Steps];
+            for (int t = 0; t < Steps; ++t) {
+                prefetch(g + t * g_step + i);
+                grad_spikes[t] = t < given ? load(g + t * g_step + i) : V{};
+                if (!Fresh) potentials[t] = load(rebuilt + t * rebuilt_length + i);
+            }
+            if (Fresh) rebuild_vector(potentials, k, from, i);
+            V centered[Steps];
+            const Normalizer<V> n = currents_.normalizers.at(i);
+            if (normalized) {
+                for (int t = 0; t < Steps; ++t) centered[t] = load(x + t * x_step + i) - n.mean;
+            }
+            V grad_v = load(grad_v_ + i);
+            V sum_gradient{}, sum_product{};
+            if (summed) {
+                sum_gradient = load(sum_gradient_ + i);
+                sum_product = load(sum_product_ + i);
+            }
+            for (int t = Steps - 1; t >= 0; --t) {
+                V grad_recorded{};
+                if (Extras && p) grad_recorded = load(p + t * p_step + i);
+                const StepGradient<V> step = step_gradient<Surrogate>(dynamics, k, gamma, beta, potentials[t],
+                                                                      grad_spikes[t], grad_recorded, grad_v);
+                const V delta = step.potential;
+                const V grad_x = dynamics.leaky ? V(k.gain * delta) : delta;
+                if (summed) {
+                    sum_gradient = sum_gradient + grad_x;
+                    if (normalized) sum_product = sum_product + grad_x * centered[t];
+                }
+                if (normalized) {
+                    if (out)
+                        store_output(out + t * out_step + i, gradient_through(n, grad_x, centered[t], batch),
+                                     past_caches);
+                    if (residual) store_output(residual + t * residual_step + i, grad_x, past_caches);
+                } else if (!summed) {
+                    store_output(out + t * out_step + i, grad_x, past_caches);
+                }
+                if (Extras && call_.grad_threshold) add(sum_threshold_ + i, step.threshold);
+                if (Extras && call_.grad_tau) {
+                    V current[1];
+                    currents_.read(current, from + t, i);
+                    const V v_before = potential_before(k, from - block + t, i);
+                    add(sum_tau_ + i, tau_gradient(dynamics, delta, v_before, current[0]));
+                }
+                grad_v = dynamics.leaky ? V(k.leak * delta) : delta;
+            }
+            store(grad_v_ + i, grad_v);
+            if (summed) {
+                store(sum_gradient_ + i, sum_gradient);
+                store(sum_product_ + i, sum_product);
+            }
+        }
+    }
+
+    // v_{t-1} of a step of this block, from the potential that was charged the step before.
+    SNNFAST_HD V potential_before(const Coefficients<V>& k, i64 step, i64 i) const {
+        if (step == 0) return load(block_initial_ + i);
+        const V h = load(h_[step - 1] + i);
+        return reset(dynamics_, k, h, fires(dynamics_, k, h));
+    }
+
+    // The gradients of what was held: sums over time, the current's through the normalization.
+    void finish_held(const Tile& tile) {
+        if (call_.layout.residual_held) keep_narrow(call_.grad_residual, tile);
+        if (!call_.grad_current) return;
+        if (currents_.normalizers.normalized()) {
+            for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
+                const Normalizer<V> n = currents_.normalizers.at(i);
+                const V centered = load(currents_.x.at(0) + i) - n.mean;
+                store(v_ + i, gradient_through(n, load(sum_gradient_ + i), centered, currents_.normalizers.batch()));
+            }
+            keep_narrow(call_.grad_current, tile, v_);
+        } else {
+            keep_narrow(call_.grad_current, tile, sum_gradient_);
+        }
+    }
+
+    void keep_narrow(void* to, const Tile& tile) { keep_narrow(to, tile, sum_gradient_); }
+    static SNNFAST_ONCE_A_TILE void keep_narrow(void* to, const Tile& tile, const S* from) {
+        if (!to) return;
+        for (i64 i = 0; i < tile.count; ++i) static_cast<Storage*>(to)[tile.flat + i] = Narrow<Storage>::from(from[i]);
+    }
+
+    const BackwardCall& call_;
+    const D dynamics_;
+    TileCoefficients<S, Extras> coefficients_;
+    TileCurrents<Storage, How> currents_;
+    const S gamma_;
+    const S beta_;
+    TileRows<const Storage> grad_spikes_;
+    TileRows<const S> grad_potential_;
+    TileRows<Storage> grad_current_;
+    TileRows<Storage> grad_residual_;
+    Rows<const Storage> g_;
+    Rows<const S> p_;
+    Rows<Storage> out_;
+    Rows<Storage> residual_;
+    const bool may_stream_;
+    alignas(64) S h_[checkpoint_interval][rebuilt_length];
+    alignas(64) S v_[tile_length] = {};
+    alignas(64) S block_initial_[tile_length] = {};
+    alignas(64) S grad_v_[tile_length] = {};
+    alignas(64) S sum_gradient_[tile_length];
+    alignas(64) S sum_product_[tile_length];
+    alignas(64) S sum_threshold_[tile_length];
+    alignas(64) S sum_tau_[tile_length];
+};
+
+}  // namespace
+
+void backward(const BackwardCall& call, int threads) {
+    const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
+    with_storage(call.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        with_variant_of<Direction::backward>(call, extras, call.surrogate.shape, [&](auto known) {
+            constexpr Variant v = decltype(known)::value;
+            using D = typename DynamicsPolicy<v.dynamics>::template of<State<Storage>>;
+            using Tiles = BackwardTiles<Storage, D, v.currents, v.extras>;
+            run_tiles<Storage, Tiles>(call, threads, [](Tiles& tiles, const Tile& tile) {
+                tiles.template run<typename SurrogateOf<v.surrogate>::type>(tile);
+            });
+        });
+    });
+}
+
+}  // namespace SNNFAST_TARGET
+}  // namespace snnfast

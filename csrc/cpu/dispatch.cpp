@@ -1,0 +1,110 @@
+// Chooses the instruction set at run time, once, and holds what needs no vectors of a fixed width.
+#include <unistd.h>
+
+#if defined(SNNFAST_X86)
+#include <cpuid.h>
+#endif
+
+#include <atomic>
+#include <cstring>
+
+#include "cpu/dispatch.h"
+#include "math/normalization.h"
+
+namespace snnfast {
+
+namespace cpu {
+namespace {
+
+struct InstructionSet {
+    const char* name;
+    bool (*supported)();
+    void (*forward)(const ForwardCall&, int);
+    void (*backward)(const BackwardCall&, int);
+    void (*moments)(const MomentsCall&, int);
+    void (*channel_sum)(const ChannelSumCall&, int);
+};
+
+#if defined(SNNFAST_X86)
+// F16C, which every processor with AVX2 has so far. Not all compilers' __builtin_cpu_supports know it by name.
+bool converts_float16() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+}
+#endif
+
+// Best first.
+const InstructionSet instruction_sets[] = {
+#if defined(SNNFAST_X86)
+    {"avx512",
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     },
+     avx512::forward, avx512::backward, avx512::moments, avx512::channel_sum},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && converts_float16(); }, avx2::forward, avx2::backward,
+     avx2::moments, avx2::channel_sum},
+#endif
+    {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::moments, baseline::channel_sum},
+};
+
+const InstructionSet* best() {
+    for (const InstructionSet& set : instruction_sets)
+        if (set.supported()) return &set;
+    return nullptr;  // not reached: the baseline runs everywhere
+}
+
+std::atomic<const InstructionSet*> in_use{best()};
+
+}  // namespace
+
+void forward(const ForwardCall& call, int threads) { in_use.load()->forward(call, threads); }
+void backward(const BackwardCall& call, int threads) { in_use.load()->backward(call, threads); }
+void moments(const MomentsCall& call, int threads) { in_use.load()->moments(call, threads); }
+void channel_sum(const ChannelSumCall& call, int threads) { in_use.load()->channel_sum(call, threads); }
+const char* instruction_set() { return in_use.load()->name; }
+
+bool use_instruction_set(const char* name) {
+    for (const InstructionSet& set : instruction_sets) {
+        if (std::strcmp(set.name, name) == 0 && set.supported()) {
+            in_use = &set;
+            return true;
+        }
+    }
+    return false;
+}
+
+// A layer's training moves four tensors of an output's size. Where they fit the last-level cache together, what is
+// written is found there again; where they do not, writing past the caches saves reading what is overwritten.
+i64 streaming_threshold() {
+    static const i64 threshold = [] {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+        const i64 cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+        const i64 cache = 0;
+#endif
+        return (cache > 0 ? cache : i64(16) << 20) / 4;
+    }();
+    return threshold;
+}
+
+void statistics(const StatisticsCall& call, int) {
+    with_storage(call.dtype, [&](auto storage) {
+        for (i64 c = 0; c < call.layout.channels; ++c) statistics_step<decltype(storage)>(call, c);
+    });
+}
+
+void normalization(const NormalizationCall& call, int) {
+    with_state(call.dtype, [&](auto state) {
+        for (i64 c = 0; c < call.channels; ++c) normalization_step<decltype(state)>(call, c);
+    });
+}
+
+void normalization_gradients(const NormalizationGradientsCall& call, int) {
+    with_state(call.dtype, [&](auto state) {
+        for (i64 c = 0; c < call.channels; ++c) normalization_gradients_step<decltype(state)>(call, c);
+    });
+}
+
+}  // namespace cpu
+}  // namespace snnfast

@@ -1,0 +1,3 @@
+#include "cuda/launch.cuh"
+
+template struct snnfast::cuda::Launcher<float>;

@@ -1,3 +1,0 @@
-#include "../launch.cuh"
-
-template struct snnfast::cuda::Launcher<snnfast::float16>;
