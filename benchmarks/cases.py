@@ -161,10 +161,7 @@ BLOCKS: dict[str, Block] = {
 }
 
 SHAPES = ((4, 32, 64, 16, 16), (10, 16, 64, 16, 16), (32, 8, 64, 16, 16))
-SURROGATES = tuple(
-    getattr(surrogate, name)()
-    for name in ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian")
-)
+SURROGATES = tuple(shape() for shape in surrogate.SHAPES.values())
 FULL = frozenset({"full"})
 BOTH = frozenset({"default", "full"})
 ALL = frozenset({"quick", "default", "full"})

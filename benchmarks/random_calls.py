@@ -14,7 +14,7 @@ from torch import Tensor
 import snnfast as sf
 
 KINDS = ("IF", "LIF", "BatchNormIF", "BatchNormLIF")
-SURROGATES = ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian")
+SURROGATES = tuple(sf.surrogate.SHAPES)
 SIZES = ((2, 16), (3, 5), (2, 3, 4, 2), (4, 8, 3, 3), (5, 1, 3), (2, 2, 3, 2, 5), (3, 64, 9))
 LAYOUTS = ("contiguous", "channels last", "time innermost", "every second", "batch expanded")
 

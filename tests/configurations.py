@@ -13,7 +13,7 @@ import snnfast as sf
 from snnfast.dynamics import make_dynamics
 from snnfast.reference import loop
 
-SURROGATES = ["FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian"]
+SURROGATES = list(sf.surrogate.SHAPES)
 
 # The first value of each is the plainest: a case's id leaves it out, and hypothesis shrinks towards it.
 OPTIONS: dict[str, list[Any]] = {

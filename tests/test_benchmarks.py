@@ -29,7 +29,7 @@ DYNAMICS = {
     "soft detached": {"reset": "soft", "detach_reset": True, "threshold": 0.7},
     "equality fires": {"fire_on_equal": True},
 }
-SURROGATES = ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian")
+SURROGATES = tuple(surrogate.SHAPES)
 
 
 def case(**changes) -> cases.Case:

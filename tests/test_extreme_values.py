@@ -46,7 +46,7 @@ TAUS = [1 + 2.0**-23, 1.5, 2.0, 20.0, 1e30, 3e38]
 GAMMAS = [0.0, 1e-45, 1e-30, 0.3, 1.0, 10.0, 1e30, float(SINGLE.max)]
 BETAS = [0.0, 1e-45, 0.5, 1.0, 1e30]
 RESET_VALUES = [0.0, 0.25, 3e38, -3e38, 1e-45]
-SHAPES = ["FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian"]
+SHAPES = list(sf.surrogate.SHAPES)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NEURONS = 300
 

@@ -12,10 +12,7 @@ import snnfast as sf
 from snnfast import backends
 from snnfast import surrogate as shapes
 
-SURROGATES = [
-    getattr(shapes, name)()
-    for name in ("FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian")
-]
+SURROGATES = [shape() for shape in shapes.SHAPES.values()]
 surrogates = pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
 RESETS = list(itertools.product(["hard", "soft"], [True, False]))
 resets = pytest.mark.parametrize(("reset", "detached"), RESETS)

@@ -109,9 +109,7 @@ def test_results_do_not_depend_on_the_instruction_set(neuron, sizes, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(
-    "shape", ["FastSigmoid", "Triangle", "Exponential", "Rectangle", "Arctangent", "Sigmoid", "Gaussian"]
-)
+@pytest.mark.parametrize("shape", sf.surrogate.SHAPES)
 def test_no_surrogate_depends_on_the_instruction_set(shape, dtype):
     surrogate = getattr(sf.surrogate, shape)(gamma=1.7, beta=0.9)
     # Potentials of every magnitude, so that the derivative's whole range occurs.
