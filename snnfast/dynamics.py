@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -44,6 +44,13 @@ class Dynamics:
         code, gamma, beta = (s.code, s.sharpness, s.beta) if is_shape(s) else (-1, 0.0, 0.0)
         object.__setattr__(self, "neuron", (self.threshold, self.tau, self.reset_value, gamma, beta))
         object.__setattr__(self, "kinds", (self.flags, code))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # What is made of the others is made again: networks that version 0.1 pickled whole have other names for it.
+        for option in fields(self):
+            if option.init:
+                object.__setattr__(self, option.name, state[option.name])
+        self.__post_init__()
 
     @property
     def leaky(self) -> bool:

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +185,17 @@ def test_another_process_gets_the_layer_and_shares_its_tensors(kind, compiled):
             tensor.mul_(0.5)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), layer.parameters(), strict=True))
     assert torch.equal(called(other), called(layer))
+
+
+def test_a_network_that_version_0_1_pickled_or_saved_goes_on_alike():
+    """Its file was made before the package's modules had their rooms."""
+    kept = torch.load(Path(__file__).parent / "files" / "network_of_0.1.pt", weights_only=False)
+    network, current, spikes = kept["network"], kept["current"], kept["spikes"]
+    assert torch.equal(network(current), spikes) and 0 < spikes.mean() < 1
+    again = copy.deepcopy(network)
+    for parameter in again.parameters():
+        nn.init.constant_(parameter, 0.5)
+    again.load_state_dict(kept["state_dict"])
+    assert torch.equal(again(current), spikes)
+    network.train()(current).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
