@@ -10,6 +10,7 @@ Everything here is arithmetic on shapes and strides, cached: in the steady state
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -78,6 +79,55 @@ def splits(shape: Sizes, strides: Sizes, order: list[int]) -> set[int]:
     return found
 
 
+def with_time(strides: Sizes, time_dim: int, held: bool) -> Sizes:
+    """Strides of a tensor with time: what is held has none in memory, and steps nowhere."""
+    return (*strides[:time_dim], 0, *strides[time_dim:]) if held else strides
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """How a kernel reads tensors that have one split of the dimensions in common."""
+
+    run_strides: Sizes  # of what it writes
+    split: int  # of the dimensions longer than 1, slowest first: how many are outer
+    used: list[Sizes]  # for each tensor its own strides, or those of the copy that is read in its place
+    copied: list[bool]
+
+
+def _readable(shape: Sizes, strides: Sizes, longer: list[int], dense: Sizes, given: list[Sizes | None]) -> _Readable:
+    """Finds the split. ``given``: strides of each tensor, None where there is none; the first say which others fit."""
+    valid = splits(shape, strides, longer)
+    run_strides = strides
+    if not valid:
+        run_strides = dense
+        valid = splits(shape, run_strides, longer)
+    used: list[Sizes] = []
+    copied: list[bool] = []
+    for tensor_strides in given:
+        common = valid if tensor_strides is None else valid & splits(shape, tensor_strides, longer)
+        copied.append(not common)
+        used.append(run_strides if tensor_strides is None or not common else tensor_strides)
+        valid = common or valid
+    return _Readable(run_strides, min(valid), used, copied)
+
+
+def _strides(found: _Readable, shape: Sizes, time_dim: int, outer_dim: int | None) -> dict[str, tuple[int, int]]:
+    """Of each tensor of a call, of the dimension that stands for outer and of a step."""
+
+    def pair(strides: Sizes) -> tuple[int, int]:
+        return (0 if outer_dim is None else strides[outer_dim], strides[time_dim] if shape[time_dim] > 1 else 0)
+
+    current, grad_spikes, grad_potential, residual = found.used
+    return {
+        "current": pair(current),
+        "residual": pair(residual),
+        "spikes": pair(found.run_strides),
+        "grad_spikes": pair(grad_spikes),
+        "grad_potential": pair(grad_potential),
+        "grad_current": pair(found.run_strides),
+    }
+
+
 @lru_cache(maxsize=4096)
 def plan(
     current_shape: Sizes,
@@ -85,12 +135,15 @@ def plan(
     steps: int | None,
     time_dim: int,
     channels: int,
-    grad_spikes_strides: Sizes | None = None,
-    grad_potential_strides: Sizes | None = None,
-    residual_strides: Sizes | None = None,
+    others: tuple[Sizes | None, Sizes | None, Sizes | None] = (None, None, None),
     residual_held: bool = False,
 ) -> Plan:
-    """The plan for one combination of shapes and strides. `channels`: length of the tables, 1 without."""
+    """The plan for one combination of shapes and strides.
+
+    Args:
+        channels: length of the tables, 1 without.
+        others: strides of the spikes' and the potential's gradients and of the residual.
+    """
     held = steps is not None
     meta = torch.empty_strided(current_shape, current_strides, device="meta", dtype=torch.float32)
     spikes = spikes_like(meta, steps, time_dim)
@@ -100,80 +153,45 @@ def plan(
     order = sorted(rest, key=lambda d: -strides[d])
     longer = [] if 0 in shape else [d for d in order if shape[d] > 1]
 
-    valid = splits(shape, strides, longer)
-    run_strides = strides
-    if not valid:
-        run_strides = dense_strides(shape, [time_dim, *order])
-        valid = splits(shape, run_strides, longer)
-
-    def with_time(tensor_strides: Sizes, held: bool) -> Sizes:
-        return (*tensor_strides[:time_dim], 0, *tensor_strides[time_dim:]) if held else tensor_strides
-
-    used: list[Sizes] = []
-    copied: list[bool] = []
-    given = (
-        with_time(current_strides, held),
-        grad_spikes_strides,
-        grad_potential_strides,
-        None if residual_strides is None else with_time(residual_strides, residual_held),
-    )
-    for tensor_strides in given:
-        common = valid if tensor_strides is None else valid & splits(shape, tensor_strides, longer)
-        copied.append(not common)
-        used.append(run_strides if tensor_strides is None or not common else tensor_strides)
-        valid = common or valid
-    split = min(valid)
+    grad_spikes, grad_potential, residual = others
+    given = [
+        with_time(current_strides, time_dim, held),
+        grad_spikes,
+        grad_potential,
+        None if residual is None else with_time(residual, time_dim, residual_held),
+    ]
+    found = _readable(shape, strides, longer, dense_strides(shape, [time_dim, *order]), given)
     one_step = torch.empty_like(spikes.select(time_dim, 0))
     state_shape, state_strides = tuple(one_step.shape), one_step.stride()
-    if held and copied[0]:
-        used[0] = with_time(state_strides, held)  # a copy of a held current has no time axis either
-    if residual_held and copied[3]:
-        used[3] = with_time(state_strides, residual_held)
+    for i, without_time in ((0, held), (3, residual_held)):
+        if without_time and found.copied[i]:  # a copy of what is held has no time axis either
+            found.used[i] = with_time(state_strides, time_dim, True)
 
-    inner = outer = 1
-    for dim in longer[split:]:
-        inner *= shape[dim]
-    for dim in longer[:split]:
-        outer *= shape[dim]
-
-    def pair(tensor_strides: Sizes) -> tuple[int, int]:
-        step = tensor_strides[time_dim] if shape[time_dim] > 1 else 0
-        return (tensor_strides[longer[split - 1]] if split else 0, step)
-
+    outer = math.prod(shape[dim] for dim in longer[: found.split])
+    inner = math.prod(shape[dim] for dim in longer[found.split :])
     # A channel's neurons in the flat order: `after` neighbours, again and again.
-    after = 1
-    if channels > 1:
-        for dim in reversed(order):
-            if dim == 2:
-                break
-            after *= shape[dim]
+    after = math.prod(shape[dim] for dim in order[order.index(2) + 1 :]) if channels > 1 else 1
+    outer_dim = longer[found.split - 1] if found.split else None
     layout = core.Layout(
         extent=(outer, shape[time_dim], inner),
         channels=(channels, after),
         held=held,
         residual_held=residual_held,
-        current=pair(used[0]),
-        residual=pair(used[3]),
-        spikes=pair(run_strides),
-        grad_spikes=pair(used[1]),
-        grad_potential=pair(used[2]),
-        grad_current=pair(run_strides),
+        **_strides(found, shape, time_dim, outer_dim),
     )
-    neurons = outer * inner
-    if 0 in shape:
-        neurons = 0
+    neurons = 0 if 0 in shape else outer * inner
     return Plan(
         layout=layout,
         shape=shape,
         strides=strides,
-        run_strides=run_strides,
+        run_strides=found.run_strides,
         state_shape=state_shape,
         state_strides=state_strides,
         steps=shape[time_dim],
         neurons=neurons,
         sum_sizes=(max(neurons // max(channels * after, 1), 1), channels, after),
-        copy_current=copied[0],
-        copy_grad_spikes=copied[1],
-        copy_grad_potential=copied[2],
-        copy_residual=copied[3],
+        copy_current=found.copied[0],
+        copy_grad_spikes=found.copied[1],
+        copy_grad_potential=found.copied[2],
+        copy_residual=found.copied[3],
     )

@@ -167,9 +167,11 @@ def prepare(
         options.steps,
         options.time_dim,
         channels,
-        None if grad_spikes is None else grad_spikes.stride(),
-        None if grad_potential is None else grad_potential.stride(),
-        None if residual is None else residual.stride(),
+        (
+            None if grad_spikes is None else grad_spikes.stride(),
+            None if grad_potential is None else grad_potential.stride(),
+            None if residual is None else residual.stride(),
+        ),
         residual_held,
     )
     if p.neurons:
@@ -182,16 +184,16 @@ def prepare(
         v0 = None if v0 is None else as_state(v0, p, state)
     threshold_value, tau_value, reset_value, _, _ = options.neuron
     return Step(
-        p,
-        backends.of(current),
-        dtype,
-        state,
-        core_dynamics(threshold_value, tau_value, reset_value, options.kinds[0]),
-        coefficients_of(threshold, tau, options, channels, state) if tables else None,
-        current,
-        residual,
-        v0,
-        gradients,
+        plan=p,
+        backend=backends.of(current),
+        dtype=dtype,
+        state=state,
+        dynamics=core_dynamics(threshold_value, tau_value, reset_value, options.kinds[0]),
+        coefficients=coefficients_of(threshold, tau, options, channels, state) if tables else None,
+        current=current,
+        residual=residual,
+        initial=v0,
+        gradients=gradients,
     )
 
 
