@@ -2,8 +2,9 @@
 
 import sys
 
-from snnfast.fusion import modules
+from snnfast.fusion import modules, recipe
 from snnfast.layers import batch_norm
 
 sys.modules.setdefault("snnfast.batch_norm", batch_norm)
 sys.modules.setdefault("snnfast._fuse_modules", modules)
+sys.modules.setdefault("snnfast._fuse_trace", recipe)

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from snnfast.fusion.match import Survey, is_container
 from snnfast.fusion.modules import FusedNeuron, FusedOverTime, fit_residual, fused_layer, laid_out
+from snnfast.fusion.recipe import give_forward
 from snnfast.fusion.sites import Match, Site
-from snnfast.fusion.trace import give_forward
 
 __all__ = ["FuseReport", "Fused", "Left", "fuse"]
 

@@ -17,8 +17,9 @@ from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from snnfast.fusion.modules import FusedNeuron, FusedOverTime
+from snnfast.fusion.recipe import may_get_forward
 from snnfast.fusion.sites import Match, Site, Unit
-from snnfast.fusion.trace import Untraceable, may_get_forward, trace_forward
+from snnfast.fusion.trace import Untraceable, trace_forward
 from snnfast.fusion.values import IN_PLACE
 from snnfast.layers import IF, LIF, Neuron, OverTime
 
