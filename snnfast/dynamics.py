@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import torch
 from torch import Tensor
@@ -20,6 +20,24 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The bits of `Dynamics.flags`; the ops hand them to the core.
 LEAKY, SOFT, ATTACHED, FIRE_ON_EQUAL, DELAY, INPUT_DECAYS = (1 << bit for bit in range(6))
+
+
+class SharedOptions(TypedDict, total=False):
+    """The options of the neurons as functions, for a type checker: what overloads have in common."""
+
+    threshold: float | Tensor
+    reset: str
+    reset_value: float
+    detach_reset: bool | None
+    fire_on_equal: bool
+    delay: bool
+    time_dim: int
+    steps: int | None
+
+
+class LeakOptions(TypedDict, total=False):
+    tau: float | Tensor
+    decay_input: bool
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ def given_tau(value: float | Tensor | None) -> float | Tensor:
     return value
 
 
-def is_shape(value: object) -> bool:
+def is_shape(value: object) -> TypeGuard[Surrogate]:
     """Whether the kernels know a surrogate. They do not know subclasses, whose derivative may be any."""
     return SHAPES.get(type(value).__name__) is type(value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Never
+from typing import Any, Literal, Never, Unpack, overload
 
 from torch import Tensor, fx
 
@@ -10,7 +10,7 @@ from snnfast._arguments import hints
 from snnfast._arguments.checks import flag
 from snnfast.autograd.integrate import run
 from snnfast.autograd.normalize import run_normalized
-from snnfast.dynamics import given_tau, make_dynamics
+from snnfast.dynamics import LeakOptions, SharedOptions, given_tau, make_dynamics
 from snnfast.normalization import Affine, Normalization, check_eps, check_momentum, resolve_group
 from snnfast.ops.options import LAST, POTENTIAL, States
 from snnfast.surrogate import Surrogate
@@ -27,6 +27,47 @@ def _as_tensor(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+# What the overloads take, for a type checker; the functions themselves list it, with defaults.
+
+
+class NeuronOptions(SharedOptions, total=False):
+    surrogate: Surrogate | None
+
+
+class LeakyNeuronOptions(NeuronOptions, LeakOptions, total=False):
+    pass
+
+
+class BatchNormOptions(NeuronOptions, total=False):
+    tau: float | Tensor | None
+    decay_input: bool
+    residual: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+    process_group: Any
+
+
+@overload
+def integrate_and_fire(
+    current: Tensor,
+    v0: Tensor | None = None,
+    *,
+    return_potential: Literal[False] = False,
+    **options: Unpack[NeuronOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: Literal[True], **options: Unpack[NeuronOptions]
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: bool, **options: Unpack[NeuronOptions]
+) -> tuple[Tensor, ...]: ...
 def integrate_and_fire(
     current: Tensor,
     v0: Tensor | None = None,
@@ -98,6 +139,22 @@ def integrate_and_fire(
     return outputs if return_potential else outputs[:2]
 
 
+@overload
+def leaky_integrate_and_fire(
+    current: Tensor,
+    v0: Tensor | None = None,
+    *,
+    return_potential: Literal[False] = False,
+    **options: Unpack[LeakyNeuronOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def leaky_integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: Literal[True], **options: Unpack[LeakyNeuronOptions]
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def leaky_integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: bool, **options: Unpack[LeakyNeuronOptions]
+) -> tuple[Tensor, ...]: ...
 def leaky_integrate_and_fire(
     current: Tensor,
     v0: Tensor | None = None,
@@ -150,6 +207,22 @@ def leaky_integrate_and_fire(
     return outputs if return_potential else outputs[:2]
 
 
+@overload
+def batch_norm_integrate_and_fire(
+    current: Tensor,
+    v0: Tensor | None = None,
+    *,
+    return_potential: Literal[False] = False,
+    **options: Unpack[BatchNormOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def batch_norm_integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: Literal[True], **options: Unpack[BatchNormOptions]
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def batch_norm_integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: bool, **options: Unpack[BatchNormOptions]
+) -> tuple[Tensor, ...]: ...
 def batch_norm_integrate_and_fire(
     current: Tensor,
     v0: Tensor | None = None,

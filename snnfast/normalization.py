@@ -140,7 +140,7 @@ def check_residual(residual: Tensor, current: Tensor, steps: int | None, time_di
         raise TypeError(f"residual must have the current's dtype, {current.dtype}, got {residual.dtype}")
     if residual.device != current.device:
         raise ValueError(f"residual is on {residual.device}, current on {current.device}; both must be on one device")
-    allowed = [current.shape]
+    allowed: list[tuple[int, ...]] = [current.shape]
     if steps is not None:
         allowed.append((*current.shape[:time_dim], steps, *current.shape[time_dim:]))
     # Shapes of as many dimensions only: while a network is exported, comparing others would restrict their sizes.

@@ -8,7 +8,7 @@ derivative.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Never
+from typing import Literal, Never, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -16,12 +16,22 @@ from torch.autograd.function import Function, once_differentiable
 
 from snnfast._arguments import hints
 from snnfast._arguments.checks import flag
-from snnfast.dynamics import Dynamics, check_call, given_tau, make_dynamics, state_dtype
+from snnfast.dynamics import Dynamics, LeakOptions, SharedOptions, check_call, given_tau, make_dynamics, state_dtype
 from snnfast.surrogate import Surrogate
 
 __all__ = ["integrate_and_fire", "leaky_integrate_and_fire"]
 
 AnySurrogate = Surrogate | Callable[[Tensor], Tensor]
+
+
+class NeuronOptions(SharedOptions, total=False):
+    """What the overloads take, for a type checker."""
+
+    surrogate: AnySurrogate | None
+
+
+class LeakyNeuronOptions(NeuronOptions, LeakOptions, total=False):
+    pass
 
 
 def product(factor: Tensor, other: Tensor) -> Tensor:
@@ -181,10 +191,26 @@ def check_and_loop(
     """The loop, for arguments as the user gives them; tau=None has no leak."""
     tables = [t if isinstance(t, Tensor) else None for t in (threshold, tau)]
     check_call("reference", current, v0, tables[0], tables[1], steps, time_dim)
-    spread = [None if t is None else per_channel(t, current, steps) for t in (threshold, tau)]
-    return loop(dynamics, current, v0, *spread, steps, time_dim)
+    spread = None if tau is None else per_channel(tau, current, steps)
+    return loop(dynamics, current, v0, per_channel(threshold, current, steps), spread, steps, time_dim)
 
 
+@overload
+def integrate_and_fire(
+    current: Tensor,
+    v0: Tensor | None = None,
+    *,
+    return_potential: Literal[False] = False,
+    **options: Unpack[NeuronOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: Literal[True], **options: Unpack[NeuronOptions]
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: bool, **options: Unpack[NeuronOptions]
+) -> tuple[Tensor, ...]: ...
 def integrate_and_fire(
     current: Tensor,
     v0: Tensor | None = None,
@@ -220,6 +246,22 @@ def integrate_and_fire(
     return outputs if return_potential else outputs[:2]
 
 
+@overload
+def leaky_integrate_and_fire(
+    current: Tensor,
+    v0: Tensor | None = None,
+    *,
+    return_potential: Literal[False] = False,
+    **options: Unpack[LeakyNeuronOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def leaky_integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: Literal[True], **options: Unpack[LeakyNeuronOptions]
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def leaky_integrate_and_fire(
+    current: Tensor, v0: Tensor | None = None, *, return_potential: bool, **options: Unpack[LeakyNeuronOptions]
+) -> tuple[Tensor, ...]: ...
 def leaky_integrate_and_fire(
     current: Tensor,
     v0: Tensor | None = None,

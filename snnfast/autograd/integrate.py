@@ -159,7 +159,7 @@ def run(
     return spikes, v_last, potential
 
 
-def for_backward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def for_backward(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors as autograd may keep them: a copy of what was made in inference mode."""
     if torch.compiler.is_compiling():
         return tensors

@@ -45,7 +45,11 @@ def tracked_of_all(moments: Tensor, count: Tensor, mean: Tensor | None, variance
     ``mean``, ``variance``: the running statistics, which stay where no process has values.
     """
     tracked = torch.stack([moments[0], moments[1] * (count / (count - 1).clamp(min=1))])
-    return tracked if mean is None else tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
+    return (
+        tracked
+        if mean is None or variance is None
+        else tracked.where(count > 0, torch.stack([mean, variance]).to(tracked))
+    )
 
 
 def track(mean: Tensor, variance: Tensor, found: Tensor, momentum: float | Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
@@ -204,10 +204,10 @@ def _fused(match: Match, node: fx.Node, current: fx.Node) -> fx.Node:
             if residual is not None and old is match.split:
                 residual = _again(old, before, residual)
         before = old
-    options = {} if match.steps is None else {"steps": match.steps}
+    options: dict[str, Any] = {} if match.steps is None else {"steps": match.steps}
     if residual is not None:
         options["residual"] = residual
-    return graph.call_module(node.target, (current,), options)
+    return graph.call_module(str(node.target), (current,), options)
 
 
 def _spikes_rearranged(match: Match, node: fx.Node, current: fx.Node) -> fx.Node:
@@ -215,7 +215,7 @@ def _spikes_rearranged(match: Match, node: fx.Node, current: fx.Node) -> fx.Node
     which of an elementwise neuron and what rearranges within samples comes first is the same."""
     graph = node.graph
     over_time = graph.call_method("unflatten", (current, 0, match.batch))
-    value = graph.call_method("flatten", (graph.call_module(node.target, (over_time,)), 0, 1))
+    value = graph.call_method("flatten", (graph.call_module(str(node.target), (over_time,)), 0, 1))
     before = node
     for old in match.between:
         value, before = _again(old, before, value), old

@@ -10,6 +10,7 @@ import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -40,10 +41,11 @@ _SHAPE_METHODS = ("size", "dim", "ndimension", "numel")
 
 def is_container(module: nn.Module) -> bool:
     """Whether a module passes one tensor through its children in order."""
-    return type(module).forward is nn.Sequential.forward and len(module) > 0
+    sequential: Any = module
+    return type(module).forward is nn.Sequential.forward and len(sequential) > 0
 
 
-def is_batch_norm(module: nn.Module) -> bool:
+def is_batch_norm(module: object) -> TypeGuard[_BatchNorm]:
     """Whether a module is a batch norm by itself, not a fused layer."""
     return isinstance(module, _BatchNorm) and not isinstance(module, Neuron)
 
@@ -111,7 +113,11 @@ class Survey:
             self._seen.add(id(module))
             if not any(is_batch_norm(inner) for inner in module.modules()):
                 continue
-            if type(module) in (OverTime, FusedOverTime) and "forward" not in module.__dict__:
+            if (
+                isinstance(module, OverTime)
+                and type(module) in (OverTime, FusedOverTime)
+                and "forward" not in module.__dict__
+            ):
                 self.calls[id(module.module)] += 1
                 queue.append(module.module)
                 continue
@@ -128,7 +134,7 @@ class Survey:
             self.units.append(unit)
             for node in unit.forward.graph.nodes:
                 if node.op == "call_module":
-                    child = module.get_submodule(node.target)
+                    child = module.get_submodule(str(node.target))
                     self.calls[id(child)] += 1
                     queue.append(child)
 
@@ -141,7 +147,8 @@ class Survey:
                         yield site
 
     def _site(self, unit: Unit, node: fx.Node) -> Site | None:
-        module, name = unit.module.get_submodule(node.target), unit.path(node.target)
+        module: Any = unit.module.get_submodule(str(node.target))
+        name = unit.path(str(node.target))
         holders, over_time = [], None
         while not is_batch_norm(module):
             holders.append((name, module))
@@ -238,7 +245,8 @@ class Survey:
         return taken and f"the other operand of the sum was fused, {taken!r}: a neuron takes one batch norm"
 
     def _follow(self, site: Site) -> Match | str:
-        value, match = site.node, Match(site, site.node, "", site.batch_norm)
+        neuron_to_come: Any = site.batch_norm
+        value, match = site.node, Match(site, site.node, "", neuron_to_come)
         while True:
             users = [user for user in value.users if not (value is site.node and is_shape_query(user))]
             if len(users) != 1:
@@ -292,11 +300,12 @@ class Survey:
             return "as the residual of a fused layer"
         return "not to a neuron"
 
-    def _neuron_call(self, unit: Unit, node: fx.Node) -> tuple[str, nn.Module, list[tuple[str, nn.Module]]] | None:
+    def _neuron_call(self, unit: Unit, node: fx.Node) -> tuple[str, Neuron, list[tuple[str, nn.Module]]] | None:
         """The neuron that a node calls, by itself or as the first in an nn.Sequential, and those that hold it."""
         if node.op != "call_module":
             return None
-        module, name, holders = unit.module.get_submodule(node.target), unit.path(node.target), []
+        module: Any = unit.module.get_submodule(str(node.target))
+        name, holders = unit.path(str(node.target)), []
         while is_container(module):
             holders.append((name, module))
             child = next(iter(module._modules))
@@ -445,7 +454,7 @@ class Survey:
 
     def _describe_node(self, unit: Unit, node: fx.Node) -> str:
         if node.op == "call_module":
-            return describe(unit.module.get_submodule(node.target), unit.path(node.target))
+            return describe(unit.module.get_submodule(str(node.target)), unit.path(str(node.target)))
         if node.op == "output":
             return f"the result of {describe(unit.module, unit.name)}"
         if node.op == "placeholder":

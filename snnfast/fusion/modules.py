@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._arguments.axes import check_over_time
 from snnfast.layers import LIF, Neuron, OverTime
@@ -17,14 +18,14 @@ __all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer", "join_
 _TABLES = ("threshold", "tau", "tau_logit")  # what of a neuron can be a parameter or a buffer
 
 
-def fused_layer(batch_norm: nn.Module, neuron: Neuron) -> nn.Module:
+def fused_layer(batch_norm: _BatchNorm, neuron: Neuron) -> nn.Module:
     """The BatchNormIF or BatchNormLIF that does what the two do, with their own parameters and buffers."""
     from snnfast.layers.batch_norm import BatchNormIF, BatchNormLIF
 
     options: dict[str, Any] = {name: getattr(neuron, name) for name in (*_OPTIONS, "time_dim", "carry_state")}
     options["threshold"] = neuron.threshold
     options["learn_threshold"] = "threshold" in neuron._learned
-    kind = BatchNormIF
+    kind: type[BatchNormIF | BatchNormLIF] = BatchNormIF
     if isinstance(neuron, LIF):
         kind = BatchNormLIF
         tau = neuron.tau

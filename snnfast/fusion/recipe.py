@@ -76,7 +76,8 @@ def _class_of(recipe: _Recipe) -> type:
 @functools.cache
 def _fused_class(recipe: _Recipe) -> type:
     """One class per recipe: equal blocks share it, so that torch.compile compiles them once."""
-    base, fixed = recipe.base, recipe.fixed
+    base: Any = recipe.base
+    fixed = recipe.fixed
     # The source is registered so that tracebacks and inspect.getsource show it.
     file = f"<snnfast.fuse {base.__qualname__} {next(_numbers)}>"
     linecache.cache[file] = (len(recipe.source), None, recipe.source.splitlines(keepends=True), file)

@@ -29,7 +29,7 @@ _RANKS = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # nn.BatchNorm1d takes two rank
 _SAME_SHAPE = (_BatchNorm, Neuron, FusedNeuron, nn.Identity, nn.ReLU, nn.Dropout)
 _BY_SAMPLE = (_ConvNd, _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, nn.Linear, nn.Flatten)
 _SAME_SHAPE_METHODS = ("contiguous", "clone", "detach", "float", "double", "relu")
-_FUNCTIONS = {
+_FUNCTIONS: dict[Any, str] = {
     torch.flatten: "flatten",
     torch.unflatten: "unflatten",
     torch.Tensor.unflatten: "unflatten",
@@ -99,7 +99,7 @@ class Shapes:
         return self._dimensions[node, i]
 
     def _find(self, node: fx.Node, i: int) -> Dimension | None:
-        value = node.args[0] if node.args else None
+        value: Any = node.args[0] if node.args else None
         if not self.certain or not (isinstance(value, fx.Node) or method(node) == "elementwise"):
             return None
         if node.target is operator.getitem and value.target is fit_residual:
@@ -129,7 +129,7 @@ class Shapes:
 
     def source(self, node: fx.Node, i: int) -> int | None:
         """Which dimension of its input a node has for its dimension i, where it only puts them in another order."""
-        rest = [*node.args[1:], *node.kwargs.values()]
+        rest: list[Any] = [*node.args[1:], *node.kwargs.values()]
         match method(node):
             case name if name in _SAME_SHAPE_METHODS:
                 return i
@@ -144,7 +144,7 @@ class Shapes:
                 return self._counted(node.args[0], order[i]) if known else None
         return None
 
-    def _counted(self, value: fx.Node, d: int) -> int | None:
+    def _counted(self, value: Any, d: int) -> int | None:
         """A dimension counted from the front."""
         rank = self.rank(value)
         return d if d >= 0 else None if rank is None else rank + d
@@ -156,7 +156,8 @@ class Shapes:
             for user in node.users:
                 if shape_of(user) is node and "length" in user.meta:
                     return user.meta["length"] + more
-            value, sizes = node.args[0] if node.args else None, sizes_of(node)
+            value: Any = node.args[0] if node.args else None
+            sizes = sizes_of(node)
             if node.op == "call_module":
                 last = self.module.get_submodule(str(node.target))
                 while isinstance(last, nn.Sequential) and len(last):
@@ -190,7 +191,8 @@ class Shapes:
             number = getattr(self.module, str(value.target), None)
             return (f"={number}",) if type(number) is int else None
         if value.target is operator.mul:
-            return product(*map(self.size, value.args))
+            factors: Any = value.args
+            return product(*map(self.size, factors))
         found = index_of(value)
         return (str(value),) if found is None else self.dimension(*found)
 
@@ -251,7 +253,8 @@ class Shapes:
         """The dimensions from one on as those of the tensor that they come from."""
         while self.certain and tail.tensor.args and isinstance(tail.tensor.args[0], fx.Node):
             node, first = tail
-            value, sizes = node.args[0], sizes_of(node)
+            value: Any = node.args[0]
+            sizes = sizes_of(node)
             if node.op == "call_module":
                 module = self.module.get_submodule(str(node.target))
                 kept = isinstance(module, _ConvNd) and keeps_size(module) and first > 1
@@ -268,11 +271,11 @@ class Shapes:
                 return tail
         return tail
 
-    def _is_batch(self, sizes: tuple, value: fx.Node) -> bool:
+    def _is_batch(self, sizes: tuple, value: Any) -> bool:
         both = product(*map(self.size, sizes[:2]))
         return both is not None and both == self.dimension(value, 0)
 
-    def splits_samples(self, node: fx.Node, value: fx.Node) -> Any:
+    def splits_samples(self, node: fx.Node, value: Any) -> Any:
         """T and B, where the node makes [T, B, ...] of [T·B, ...] and may rearrange what is in a sample."""
         sizes = sizes_of(node)
         if not node.args or node.args[0] is not value or not self.certain or sizes is None:
@@ -313,9 +316,10 @@ def keeps_size(conv: _ConvNd) -> bool:
     """Whether a convolution's output is as large as its input."""
     if conv.transposed or any(stride != 1 for stride in conv.stride) or conv.padding == "valid":
         return False
+    paddings: Any = conv.padding
     return conv.padding == "same" or all(
         2 * padding == dilation * (kernel - 1)
-        for padding, dilation, kernel in zip(conv.padding, conv.dilation, conv.kernel_size, strict=True)
+        for padding, dilation, kernel in zip(paddings, conv.dilation, conv.kernel_size, strict=True)
     )
 
 
@@ -338,7 +342,7 @@ def flattened(node: fx.Node) -> tuple:
     """The first and the last dimension that a node flattens."""
     if method(node) != "flatten":
         return (0, None)
-    arguments = dict(zip(("input", "start_dim", "end_dim"), node.args, strict=False)) | node.kwargs
+    arguments: dict[str, Any] = dict(zip(("input", "start_dim", "end_dim"), node.args, strict=False)) | node.kwargs
     first, last = arguments.get("start_dim", 0), arguments.get("end_dim", -1)
     return (first, last) if type(first) is int and first >= 0 and type(last) is int else (0, None)
 
@@ -347,19 +351,19 @@ def sizes_of(node: fx.Node) -> tuple | None:
     """The sizes that a view or reshape writes out, or the two of an unflatten of dimension 0."""
     name = method(node)
     if name == "unflatten":
-        arguments = dict(zip(("dim", "sizes"), node.args[1:], strict=False)) | node.kwargs
-        sizes = arguments.get("sizes")
+        arguments: dict[str, Any] = dict(zip(("dim", "sizes"), node.args[1:], strict=False)) | node.kwargs
+        both: Any = arguments.get("sizes")
         if arguments.get("dim") != 0:
             return None
-        if isinstance(sizes, (tuple, list)):
-            return tuple(sizes) if len(sizes) == 2 else None
+        if isinstance(both, (tuple, list)):
+            return tuple(both) if len(both) == 2 else None
         # x.shape[:2]
-        part = isinstance(sizes, fx.Node) and sizes.target is operator.getitem and sizes.args[1]
-        source = shape_of(sizes.args[0]) if part in (slice(None, 2), slice(0, 2)) else None
+        part = isinstance(both, fx.Node) and both.target is operator.getitem and both.args[1]
+        source = shape_of(both.args[0]) if part in (slice(None, 2), slice(0, 2)) else None
         return None if source is None else ((source, 0), (source, 1))
     if name not in ("view", "reshape") or node.kwargs:
         return None
-    sizes = node.args[1:]
+    sizes: Any = node.args[1:]
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])
     if not sizes:
@@ -375,13 +379,13 @@ def sizes_of(node: fx.Node) -> tuple | None:
     return None
 
 
-def before_flatten(site: Any) -> fx.Node | None:
+def before_flatten(site: Any) -> Any:
     """x, where the batch norm is called with x.flatten(0, 1)."""
     node = site.node.all_input_nodes[0]
     return node.args[0] if not site.holders and flattened(node) == (0, 1) else None
 
 
-def shape_of(node: Any) -> fx.Node | None:
+def shape_of(node: Any) -> Any:
     """x, where the node is x.shape or x.size()."""
     if not isinstance(node, fx.Node):
         return None
@@ -396,6 +400,7 @@ def tail_of(node: Any) -> Tail | None:
     """x from a on, where the node is x.shape or x.shape[a:] with a >= 0."""
     first = 0
     if isinstance(node, fx.Node) and node.target is operator.getitem and isinstance(node.args[1], slice):
+        part: Any
         node, part = node.args
         first = part.start or 0
         if part.stop is not None or part.step is not None or type(first) is not int or first < 0:
@@ -406,6 +411,9 @@ def tail_of(node: Any) -> Tail | None:
 
 def index_of(node: fx.Node) -> tuple[fx.Node, int] | None:
     """(x, i), where the node is x.shape[i], x.shape[a:][i], x.size()[i] or x.size(i), with i >= 0."""
+    holder: Any
+    index: Any
+    tensor: Any
     if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
         tensor, index = node.args
     elif node.target is operator.getitem and isinstance(node.args[0], fx.Node):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast.fusion.reshape import Shapes
 from snnfast.fusion.trace import Forward
@@ -45,7 +46,7 @@ class Site:
     unit: Unit
     node: fx.Node
     name: str
-    batch_norm: nn.Module
+    batch_norm: _BatchNorm
     holders: list[tuple[str, nn.Module]]
     over_time: tuple[str, OverTime] | None
 

@@ -231,7 +231,8 @@ def _codes(kind: type) -> list[CodeType]:
     codes, names = [], ["forward"]
     for name in names:
         own = name == "forward" or not hasattr(nn.Module, name)
-        method = inspect.unwrap(getattr(kind, name, None)) if own else None
+        found: Any = getattr(kind, name, None)
+        method = inspect.unwrap(found) if own else None
         if isinstance(method, FunctionType):
             codes.append(method.__code__)
             names += [n for n in method.__code__.co_names if n not in names]
@@ -267,7 +268,7 @@ def _namespaces(kind: type) -> list[dict[str, Any]]:
 def _switches(module: nn.Module) -> list[tuple[str, Any, bool]]:
     """Arguments that a forward may decide by without asking a tensor, with values to try, and whether they have no
     default: such may be None as well, but for the first, the forward's input."""
-    switches = []
+    switches: list[tuple[str, Any, bool]] = []
     for i, p in enumerate(inspect.signature(type(module).forward).parameters.values()):
         required = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         if p.default is None or (required and i > 1):
@@ -345,7 +346,7 @@ def _trace(
 
     # A shell of the module takes what the forward may set, so that the module itself stays as it is.
     shell_type = type(base.__name__, (base,), {"__getattribute__": __getattribute__, "__module__": base.__module__})
-    shell = object.__new__(shell_type)
+    shell: Any = object.__new__(shell_type)
     for name, value in module.__dict__.items():
         shell.__dict__[name] = copy.copy(value) if isinstance(value, (list, dict, set)) else value
     shell.__dict__["training"] = training

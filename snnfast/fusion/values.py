@@ -72,7 +72,9 @@ class StandIn(fx.Proxy):
     """A stand-in for a value of the forward. It tells ``a += b`` from ``a = a + b``: the first writes into a tensor
     that others may hold."""
 
-    @property
+    tracer: Any  # of trace.py: it has the questions
+
+    @property  # type: ignore[misc]  # object's can be set; a stand-in's is only asked for
     def __class__(self) -> type:
         frame = sys._getframe(1)
         asking = _asking(frame)
@@ -82,7 +84,7 @@ class StandIn(fx.Proxy):
             return self.tracer.questions.kind(self)
         return type(self)
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> _Attribute:
         if name.startswith("__"):
             raise AttributeError(f"the value of a forward that is traced has no {name}")
         return _Attribute(self, name)
@@ -114,7 +116,8 @@ class StandIn(fx.Proxy):
         if instruction.opname == "UNPACK_SEQUENCE":
             length = self.node.meta["length"] = instruction.argval  # what it is when it runs, or an error
         if length is not None:
-            return (self[i] for i in range(length))
+            value: Any = self  # torch.fx adds the operators later
+            return (value[i] for i in range(length))
         call = _star_call(frame)
         if call is None or kind_of(self.node, self.tracer.questions.module) is not torch.Size:
             return self.tracer.iter(self)
@@ -151,7 +154,7 @@ for _name in IN_PLACE:
 
 class _Attribute(StandIn, fx.proxy.Attribute):
     @property
-    def node(self) -> fx.Node:
+    def node(self) -> fx.Node:  # type: ignore[override]  # as in fx.proxy.Attribute
         # Only when it is used: a method's call becomes one node. getattr itself is exchanged in the meantime.
         if self._node is None:
             self._node = self.tracer.create_proxy("call_function", _getattr, (self.root, self.attr), {}).node
@@ -167,11 +170,16 @@ class Rest(StandIn):
 
     def spend(self) -> fx.Node:
         """The shape, where torch's own code makes a node of that call."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not self.frame and not _is_answered(frame):
             frame = frame.f_back
         rests = self.tracer.questions.rests
-        if frame is not self.frame or frame.f_lasti != self.call or all(rest is not self for rest in rests):
+        if (
+            frame is None
+            or frame is not self.frame
+            or frame.f_lasti != self.call
+            or all(rest is not self for rest in rests)
+        ):
             raise Untraceable("it takes apart a shape whose length is not known")
         rests[:] = [rest for rest in rests if rest is not self]
         return self.node
@@ -244,11 +252,11 @@ class Questions:
                 space[name] = function
             yield
         finally:
-            for space, name, function in before:
-                if function is None:
+            for space, name, original in before:
+                if original is None:
                     del space[name]
                 else:
-                    space[name] = function
+                    space[name] = original
 
     def _builtins(self) -> dict[str, Callable]:
         def asked(value: Any) -> bool:
@@ -355,7 +363,7 @@ def _find_kind(node: fx.Node, module: nn.Module) -> type | None:
         case "call_method" if node.target in _TENSOR_METHODS:
             return _tensor_among(kinds(node.args[:1]))
         case "call_function" if node.target is _getattr and node.args[1] in _ATTRIBUTES:
-            return _ATTRIBUTES[node.args[1]]
+            return _ATTRIBUTES[str(node.args[1])]
         case "call_function" if node.target is operator.getitem and kinds(node.args[:1]) == [torch.Size]:
             return torch.Size if isinstance(node.args[1], slice) else int
         case "call_function" if node.target is _len:
@@ -369,9 +377,10 @@ def _find_kind(node: fx.Node, module: nn.Module) -> type | None:
 def _attribute(module: nn.Module, path: str) -> Any:
     """A module's attribute itself; while it is traced, torch.fx gives stand-ins for parameters and buffers."""
     *children, name = path.split(".")
+    holder: Any = module
     for child in children:
-        module = module._modules[child]
-    return next(names[name] for names in (module.__dict__, module._parameters, module._buffers) if name in names)
+        holder = holder._modules[child]
+    return next(names[name] for names in (holder.__dict__, holder._parameters, holder._buffers) if name in names)
 
 
 def _tensor_among(kinds: list[type | None]) -> type | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -11,12 +11,16 @@ __all__ = ["Layer", "as_leaf"]
 
 def as_leaf(layer: nn.Module, *arguments: Any, **named: Any) -> fx.Proxy:
     """The call of a layer as one node of a torch.fx graph, as those of torch.nn's layers are."""
-    tracer = next(a for a in (*arguments, *named.values()) if isinstance(a, fx.Proxy)).tracer
+    tracer: Any = next(a for a in (*arguments, *named.values()) if isinstance(a, fx.Proxy)).tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, named)
 
 
 class Layer(nn.Module):
     """Base of the layers, which torch.jit.script cannot compile and should say so of by name."""
+
+    if TYPE_CHECKING:
+        # torch says that attributes are tensors or modules; options are neither.
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise NotImplementedError(

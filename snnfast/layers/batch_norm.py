@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from snnfast._arguments import hints
 from snnfast._arguments.checks import integer
 from snnfast.autograd.normalize import run_normalized
-from snnfast.dynamics import flag
+from snnfast.dynamics import Dynamics, flag
 from snnfast.layers.base import as_leaf
 from snnfast.layers.neuron import IF, LIF
 from snnfast.layers.tables import reset_tables
@@ -42,7 +42,15 @@ class BatchNormNeuron(_BatchNorm):
     which checks its arguments, not by the base class's constructor.
     """
 
+    process_group: Any
+    time_dim: int  # the neuron's, as _dynamics and _over_time are
+    _dynamics: Dynamics
     _takes_process_group = True  # see _keep_in_conversion
+
+    if TYPE_CHECKING:
+
+        def __call__(self, current: Tensor, residual: Tensor | None = None, steps: int | None = None) -> Tensor: ...
+        def _over_time(self, current: Tensor, *arguments: Any) -> Tensor: ...
 
     def _add_batch_norm(
         self,
@@ -187,20 +195,20 @@ def _keep_in_conversion() -> None:
         return  # this module was imported before
 
     @functools.wraps(torchs)
-    def convert_sync_batchnorm(cls: Any, module: nn.Module, process_group: Any = None) -> nn.Module:
+    def convert_sync_batchnorm(cls: Any, module: Any, process_group: Any = None) -> Any:
         if getattr(type(module), "_takes_process_group", False):
             module.process_group = WORLD_ONCE_INITIALISED if process_group is None else process_group
             return module
         return torchs(cls, module, process_group)
 
-    convert_sync_batchnorm.keeps_neurons = True
-    nn.SyncBatchNorm.convert_sync_batchnorm = classmethod(convert_sync_batchnorm)
+    vars(convert_sync_batchnorm)["keeps_neurons"] = True
+    setattr(nn.SyncBatchNorm, "convert_sync_batchnorm", classmethod(convert_sync_batchnorm))  # noqa: B010  # a method, to a type checker
 
 
 _keep_in_conversion()
 
 
-class BatchNormIF(BatchNormNeuron, IF):
+class BatchNormIF(BatchNormNeuron, IF):  # type: ignore[misc]  # a call takes a residual, too
     """Batch normalization of the currents, an optional residual current, and :class:`snnfast.IF`, in one layer.
 
     ``layer(current, residual=None, steps=None)`` is ``IF(BatchNorm(current) + residual)`` with statistics over time,
@@ -271,7 +279,7 @@ class BatchNormIF(BatchNormNeuron, IF):
         self._add_batch_norm(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype)
 
 
-class BatchNormLIF(BatchNormNeuron, LIF):
+class BatchNormLIF(BatchNormNeuron, LIF):  # type: ignore[misc]  # a call takes a residual, too
     """Batch normalization of the currents, an optional residual current, and :class:`snnfast.LIF`, in one layer.
 
     Arguments are those of :class:`BatchNormIF`, and ``tau``, ``decay_input`` and ``learn_tau`` of :class:`snnfast.LIF`.

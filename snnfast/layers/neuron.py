@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,13 +31,25 @@ class Neuron(WithNumbers, Layer):
     number assigned to a threshold or tau that is a tensor is written into it.
     """
 
+    # What nn.Module's __getattr__ hides from a type checker: without these, Tensor | Module.
     threshold: float | Tensor
+    reset: str
+    reset_value: float
     surrogate: Surrogate
+    detach_reset: bool | None
+    fire_on_equal: bool
+    delay: bool
+    time_dim: int
+    carry_state: bool
     _dynamics: Dynamics
     _leak_options: tuple[str, ...] = ()
     _numbers = ("threshold",)
     _numbers_elsewhere = False  # whether another module's state dict has them: of a fused layer, the neuron's
     _written: tuple[dict[str, Any], float] | None = None  # see write_surrogate
+
+    if TYPE_CHECKING:
+
+        def __call__(self, current: Tensor, steps: int | None = None) -> Tensor: ...
 
     def __init__(
         self,
@@ -205,7 +217,8 @@ class Neuron(WithNumbers, Layer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_started" not in self.__dict__:  # pickled before layers knew what their tensors started from
-            tables, names = {**self._parameters, **self._buffers}, {"threshold": "threshold", "tau_logit": "tau"}
+            tables: dict[str, Any] = {**self._parameters, **self._buffers}
+            names = {"threshold": "threshold", "tau_logit": "tau"}
             learned = tuple(name for key, name in names.items() if key in self._parameters)
             started = {key: start_of(tables[key]) for key in ("threshold", "tau", "tau_logit") if key in tables}
             self.__dict__.update(_learned=learned, _started=started)
@@ -320,6 +333,9 @@ class LIF(Neuron):
     :func:`snnfast.functional.leaky_integrate_and_fire`.
     """
 
+    tau: float | Tensor
+    decay_input: bool
+    tau_logit: Tensor
     _leak_options = ("tau", "decay_input")
 
     def __init__(
@@ -360,13 +376,13 @@ class LIF(Neuron):
             fire_on_equal=fire_on_equal,
             delay=delay,
         )
-        nn.Module.__setattr__(self, "decay_input", decay_input)
+        Layer.__setattr__(self, "decay_input", decay_input)
         if flag("learn_tau", learn_tau):
             dtype = torch.get_default_dtype() if dtype is None else dtype
             set_table(self, "tau_logit", logit_of(tau, dtype), True, device, dtype)
-            nn.Module.__setattr__(self, "_learned", (*self._learned, "tau"))
+            Layer.__setattr__(self, "_learned", (*self._learned, "tau"))
             # From here on the dynamics take tau as a tensor.
-            nn.Module.__setattr__(self, "_dynamics", replace(self._dynamics, tau=0.0))
+            Layer.__setattr__(self, "_dynamics", replace(self._dynamics, tau=0.0))
         else:
             set_table(self, "tau", tau, False, device, dtype)
 
@@ -402,7 +418,8 @@ class LIF(Neuron):
 
     def extra_repr(self) -> str:
         if "tau" in self._learned:
-            shown, learned = self.tau, ", learn_tau=True"
+            shown: Any = self.tau
+            learned = ", learn_tau=True"
             tau = f"{list(shown.shape)} learned"
             if shown.numel() == 1 and type(shown) is Tensor and not shown.is_meta:
                 tau = show_table(shown.detach().reshape(()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +26,13 @@ class Readout(Layer):
         TypeError: the input is not a tensor.
         ValueError: another mode or time_dim, or an input without that dimension.
     """
+
+    mode: str
+    time_dim: int
+
+    if TYPE_CHECKING:
+
+        def __call__(self, over_time: Tensor) -> Tensor: ...
 
     def __init__(self, mode: str = "sum", *, time_dim: int = 0) -> None:
         super().__init__()
@@ -74,6 +81,12 @@ class OverTime(Layer):
             batch or instance norm, nn.Linear) takes with time and batch in front; or the result has not one entry for
             each step of each sample.
     """
+
+    module: nn.Module
+
+    if TYPE_CHECKING:
+
+        def __call__(self, over_time: Tensor) -> Tensor: ...
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

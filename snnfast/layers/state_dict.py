@@ -16,12 +16,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from os.path import dirname, sep
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from snnfast.surrogate import SHAPES
+from snnfast.surrogate import SHAPES, Surrogate
 
 __all__ = ["WithNumbers", "hold", "read_surrogate", "takes_keys", "write_surrogate"]
 
@@ -99,14 +99,19 @@ def _write_metadata(destination: Any, prefix: str, name: str, entry: dict[str, A
             metadata.setdefault(known_as[:-1], {})[name] = entry
 
 
-def _name(module: nn.Module, prefix: str) -> str:
+def _name(module: object, prefix: str) -> str:
     return repr(prefix[:-1] or type(module).__name__)
 
 
 # Surrogates
 
 
-def write_surrogate(layer: nn.Module, destination: Any, prefix: str) -> None:
+class WithSurrogate(Protocol):
+    surrogate: Surrogate
+    _written: tuple[dict[str, Any], float] | None  # see write_surrogate
+
+
+def write_surrogate(layer: WithSurrogate, destination: Any, prefix: str) -> None:
     """Puts a layer's surrogate into a state dict's metadata."""
     s = layer.surrogate
     entry = {"shape": type(s).__name__, "gamma": s.gamma, "beta": s.beta}
@@ -114,14 +119,14 @@ def write_surrogate(layer: nn.Module, destination: Any, prefix: str) -> None:
     layer._written = (entry, s.gamma)
 
 
-def _written_by(layer: nn.Module, saved: dict[str, Any]) -> bool:
+def _written_by(layer: WithSurrogate, saved: dict[str, Any]) -> bool:
     """Whether this layer wrote this very entry, and nobody has put another number there since."""
     written = layer._written
     return written is not None and saved is written[0] and saved.get("gamma") is written[1]
 
 
 def read_surrogate(
-    layer: nn.Module,
+    layer: WithSurrogate,
     prefix: str,
     local_metadata: dict[str, Any],
     _strict: bool,
@@ -229,7 +234,7 @@ def _value(what: str, number: Tensor, error_msgs: list[str]) -> float:
 # Warnings
 
 
-_OURS = tuple(dirname(module.__file__) + sep for module in (torch, sys.modules["snnfast"]))
+_OURS = tuple(dirname(str(module.__file__)) + sep for module in (torch, sys.modules["snnfast"]))
 _warned: tuple[list[str] | None, set[str]] = (None, set())  # the load, known by its list of missing keys, and of what
 
 

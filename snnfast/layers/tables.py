@@ -38,9 +38,10 @@ def set_table(
     elif learn:
         tensor = torch.tensor(float(value), device=device, dtype=dtype)
     else:
-        nn.Module.__setattr__(layer, name, float(value))
+        number: Any = float(value)
+        nn.Module.__setattr__(layer, name, number)
         return
-    layer._started[name] = start_of(value)
+    vars(layer)["_started"][name] = start_of(value)
     if learn:
         layer.register_parameter(name, nn.Parameter(tensor))
     else:
@@ -60,7 +61,7 @@ def reset_tables(layer: nn.Module) -> None:
     Raises:
         RuntimeError: a table started from a tensor on the meta device, or is computed from other tensors.
     """
-    for name, start in layer._started.items():
+    for name, start in vars(layer)["_started"].items():
         table = getattr(layer, name, None)
         if not isinstance(table, Tensor):
             continue
@@ -83,7 +84,7 @@ def write_table(layer: nn.Module, name: str, value: float | Tensor) -> None:
             shape = getattr(layer, name)
             setattr(layer, name, torch.as_tensor(value).to(shape).expand_as(shape))
             return
-        table = layer._parameters.get(name)
+        table: Any = layer._parameters.get(name)
         if table is None:
             table = layer._buffers.get(name)
         if table is None:
@@ -111,13 +112,13 @@ def logit_of(tau: float | Tensor, dtype: torch.dtype) -> float | Tensor:
     least, most = LOGITS[dtype]
     if isinstance(tau, Tensor):
         check_dtype("tau", tau)
-        logit = -torch.log(tau.detach().double() - 1)
+        exact = -torch.log(tau.detach().double() - 1)
         readable = type(tau) in (Tensor, nn.Parameter) and tau.is_cpu
-        fits = not readable or bool(((logit >= least) & (logit <= most)).all())
-        logit = logit.to(dtype)
+        fits = not readable or bool(((exact >= least) & (exact <= most)).all())
+        logit: float | Tensor = exact.to(dtype)
     else:
-        logit = -math.log(tau - 1)
-        fits = least <= logit <= most
+        logit = number = -math.log(tau - 1)
+        fits = least <= number <= most
     if not fits:
         limits = torch.finfo(dtype)
         raise ValueError(

@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -202,7 +202,8 @@ def register(spikes: Tensor) -> None:
     known = _Spikes(spikes)
     _spikes.put(storage, known)
     if spikes.grad_fn is not None:
-        spikes.grad_fn.metadata[_NODE_KEY] = known  # for _copy_of
+        metadata: Any = spikes.grad_fn.metadata  # a dict, which torch's stubs take for a method
+        metadata[_NODE_KEY] = known  # for _copy_of
 
 
 def _stream(tensor: Tensor) -> int:
@@ -224,7 +225,8 @@ def _copy_of(tensor: Tensor) -> tuple[_Spikes | None, int]:
         node, output = node.next_functions[0]
         if output != 0:
             return None, 0
-    return (None, 0) if node is None else (node.metadata.get(_NODE_KEY), copies)
+    metadata: Any = None if node is None else node.metadata
+    return (None, 0) if node is None else (metadata.get(_NODE_KEY), copies)
 
 
 def _recognise(tensor: Tensor, storage: torch.UntypedStorage) -> tuple[_Spikes | None, str]:
@@ -256,7 +258,8 @@ def _running_modules() -> list[nn.Module]:
 
     Read off the stack: hooks on the modules would be traced into torch.compile's graphs, and left behind by exceptions.
     """
-    modules, frame = [], sys._getframe(1)
+    modules: list[nn.Module] = []
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _CALL:
             modules.append(frame.f_locals["self"])

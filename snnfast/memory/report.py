@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from snnfast import reference
 from snnfast._arguments.hints import to_tensor
@@ -108,7 +108,9 @@ def _naive_bytes(layer: Neuron, call: _Call) -> int:
     for name, value in options.items():
         if isinstance(value, Tensor):  # thresholds and time constants live anyway: counted as parameters
             options[name] = nn.Parameter(value.detach(), requires_grad=value.requires_grad)
-    function = reference.leaky_integrate_and_fire if isinstance(layer, LIF) else reference.integrate_and_fire
+    function: Callable[..., Any] = (
+        reference.leaky_integrate_and_fire if isinstance(layer, LIF) else reference.integrate_and_fire
+    )
     with _Whole() as counted:
         current, steps = call.current, call.steps
         if isinstance(layer, BatchNormNeuron):
@@ -134,7 +136,7 @@ def _normalized(layer: BatchNormNeuron, call: _Call) -> tuple[Tensor, int | None
 
 
 @contextmanager
-def _calls_of(layers: list[Neuron]) -> Iterator[dict[Neuron, list[_Call]]]:
+def _calls_of(layers: Sequence[Neuron]) -> Iterator[dict[Neuron, list[_Call]]]:
     calls: dict[Neuron, list[_Call]] = {layer: [] for layer in layers}
 
     def note(layer: Neuron, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -188,7 +190,7 @@ def check_model_and_sample(model: object, sample: object) -> None:
             f"{to_tensor('sample', sample)}"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ValueError(
                 f"model must be initialised, got one whose {name} has no shape yet: call it once with the sample first"
             )
@@ -231,7 +233,9 @@ def memory_report(model: nn.Module, sample: Tensor | tuple[Any, ...]) -> MemoryR
             model(*args)
         with untouched(model, devices), packed:
             model(*args)
-        naive = {layer: sum(_naive_bytes(layer, call) for call in calls[layer]) for layer in neurons}
+        naive: dict[nn.Module | None, int] = {
+            layer: sum(_naive_bytes(layer, call) for call in calls[layer]) for layer in neurons
+        }
 
     kinds = {name or type(module).__name__: module for name, module in model.named_modules()}
     rows = []

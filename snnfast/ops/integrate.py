@@ -179,7 +179,9 @@ def backward(
     return run_backward(step, backward_call(step, options, checkpoints, None), states, options)[:4]
 
 
-def forward_shapes(current: Tensor, states: States, options: Options | NormalizedOptions) -> tuple[Tensor, ...]:
+def forward_shapes(
+    current: Tensor, states: States, options: Options | NormalizedOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     state, outputs = state_dtype(current.dtype), options.outputs
     spikes = spikes_like(current, options.steps, options.time_dim)
     one_step = torch.empty_like(spikes.select(options.time_dim, 0), dtype=state)
@@ -217,7 +219,7 @@ def gradient_shapes(
 
 def backward_shapes(
     gradients: Gradients, current: Tensor, states: States, checkpoints: Tensor | None, options: Options
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     return gradient_shapes(current, None, states, with_current(options))[:4]
 
 

@@ -26,7 +26,7 @@ Sizes = tuple[int, ...]
 class Plan:
     """What a step needs to run kernels: the core's layout, what to allocate and what to copy."""
 
-    layout: object  # core.Layout
+    layout: core.Layout
     shape: Sizes  # [T, B, ...] or [B, T, ...]
     strides: Sizes  # of the spikes, as the user gets them
     run_strides: Sizes  # of the spikes, as the kernel writes them; other than `strides`: a copy follows

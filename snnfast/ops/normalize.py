@@ -211,8 +211,10 @@ def backward(
         _, grad_weight, grad_bias = parameter_gradients(step.channel_sums(call.sums), 1, kept, options, dtype)
     return (
         *(found or (None,) * 5),
-        grad_weight.to(kept.weight.dtype) if wanted & WEIGHT and kept.weight is not None else None,
-        grad_bias.to(kept.bias.dtype) if wanted & BIAS and kept.bias is not None else None,
+        grad_weight.to(kept.weight.dtype)
+        if wanted & WEIGHT and grad_weight is not None and kept.weight is not None
+        else None,
+        grad_bias.to(kept.bias.dtype) if wanted & BIAS and grad_bias is not None and kept.bias is not None else None,
     )
 
 
@@ -245,7 +247,7 @@ def backward_results(
     states: States,
     kept: Kept,
     options: NormalizedOptions,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     weight, bias, *_ = kept
     of_parameters = [
         current.new_empty(0) if like is None or not options.outputs & bit else torch.empty_like(like)

@@ -30,12 +30,13 @@ def unrecorded(check: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function without torch.jit.trace writing down what it asks of shapes."""
     if torch.compiler.is_compiling():
         return check(*arguments)
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch_c: Any = torch._C  # whose stubs do not know _set_tracing_state
+    state = torch_c._get_tracing_state()
+    torch_c._set_tracing_state(None)
     try:
         return check(*arguments)
     finally:
-        torch._C._set_tracing_state(state)
+        torch_c._set_tracing_state(state)
 
 
 def refuse_to_record(name: str, current: Tensor, why: str) -> None:
