@@ -6,6 +6,7 @@ import inspect
 import itertools
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -246,6 +247,7 @@ def _suspicions(run: _Run, steps: int | None) -> Iterator[str]:
             yield "no snnfast layer was called"
         return
     yield from run.misread
+    yield from _called_step_by_step(run)
     if len({row.time_dim for row in run.rows if not _either_order(row)}) > 1:
         yield _disagreement("time_dim", lambda row: row.time_dim, [r for r in run.rows if not _either_order(r)])
     else:
@@ -271,7 +273,19 @@ def _of_sizes(run: _Run, steps: int | None) -> Iterator[str]:
     other = next((row for row in rows if steps not in (None, row.steps)), None)
     if other is not None:
         where = f"; dimension {1 - other.time_dim} has them" if other.batch == steps and not other.held else ""
-        yield f"{other.name!r} runs {other.steps} steps, not the {steps} meant{where}"
+        ran = f"{other.steps} step{'s' if other.steps > 1 else ''}"
+        yield f"{other.name!r} runs {ran}, not the {steps} meant{where}"
+
+
+def _called_step_by_step(run: _Run) -> Iterator[str]:
+    """Neurons that a loop over time calls once per step: at each call they start at rest."""
+    calls = Counter(row.name for row in run.rows if row.steps == 1)
+    for layer, name in run.names.items():
+        if calls[name] > 1 and isinstance(layer, Neuron) and not layer.carry_state:
+            yield (
+                f"{name!r} is called {calls[name]} times with 1 step, and starts at rest each time: give it all "
+                "steps in one call, or make it with carry_state=True"
+            )
 
 
 def _either_order(row: LayerAxes) -> bool:

@@ -23,6 +23,10 @@ for _name in __all__:
     fx.wrap(_name)
 
 
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hints.of_name(name, __all__)}", name=name)
+
+
 def _as_tensor(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 

@@ -49,6 +49,13 @@ class Surrogate:
     beta: float = 1.0
     code: ClassVar[int]  # of the shape in the compiled core (csrc/calls.h)
 
+    def __new__(cls, *args: Any, **options: Any) -> Surrogate:
+        unknown = [name for name in options if name not in cls.__dataclass_fields__]
+        if unknown:
+            known = hints.nearest(unknown[0], cls.__dataclass_fields__) or f"; it is {cls.__doc__}"
+            raise TypeError(f"{cls.__name__} has no parameter {unknown[0]!r}, only gamma and beta{known}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for name in ("gamma", "beta"):
             object.__setattr__(self, name, number_within(name, getattr(self, name), least=0, most=LARGEST_FLOAT32))

@@ -55,6 +55,21 @@ def test_a_held_current_is_named_as_one():
     assert first.axes == "B=4, C=4, H=16, W=16, held for T=10"
 
 
+class StepByStep(nn.Module):
+    """As networks of other libraries are written."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.neuron = sf.IF(0.3, **options)
+
+    def forward(self, currents):
+        return torch.cat([self.neuron(current.unsqueeze(0)) for current in currents])
+
+
+def test_a_loop_over_time_around_a_neuron_that_carries_its_state_is_no_problem():
+    assert sf.check(StepByStep(carry_state=True), torch.rand(5, 4, 7), steps=None).problems == ()
+
+
 SLIPS = {  # a network, its sample, what the one problem says
     "forgotten time axis, silently a batch of one": (flat(), (32, 1, 8, 8), ("images [B, C, H, W]", "time axis")),
     "a neuron layer on images": (sf.IF(0.5), (32, 3, 8, 8), ("T=32, B=3", "images [B, C, H, W]")),
@@ -91,6 +106,7 @@ SLIPS = {  # a network, its sample, what the one problem says
         ("time_dim=0 at '1'",),
     ),
     "T equal to B": (sf.IF(0.5), (6, 6, 7), ("T and B are both 6",)),
+    "a loop over time": (StepByStep(), (5, 4, 7), ("'neuron' is called 5 times with 1 step", "carry_state=True")),
     "never fires": (sf.IF(100.0), (5, 4, 7), ("'IF' never fires: its threshold is 100",)),
     "fires at every step": (sf.IF(0.0), (5, 4, 7), ("'IF' fires at every step",)),
     "no layer of ours": (nn.Linear(7, 7), (5, 4, 7), ("no snnfast layer was called",)),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,3 +306,32 @@ def test_numbers_and_lists_are_refused_with_how_to_convert_them():
     assert "torch.stack(current)" in message(lambda: sf.IF()([torch.rand(2), torch.rand(2)]), TypeError)
     assert "torch.tensor(current)" in message(lambda: sf.IF()([[1.0, 0.5]]), TypeError)
     assert "torch.from_numpy(x)" in message(lambda: sf.Readout()(np.ones((2, 3))), TypeError)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: sf.surrogate.Arctangent(alpha=2.0), ("Arctangent has no parameter 'alpha'", "gamma=πα/2")),
+        (lambda: sf.surrogate.FastSigmoid(slope=25.0), ("FastSigmoid has no parameter 'slope'", "gamma")),
+        (lambda: sf.surrogate.Sigmoid(gama=2.0), ("did you mean 'gamma'",)),
+    ],
+    ids=["alpha", "slope", "gama"],
+)
+def test_a_surrogates_parameters_are_named_where_others_are_given(make, words):
+    with pytest.raises(TypeError) as raised:
+        make()
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_spikingjellys_functional_names_are_answered_with_ours():
+    with pytest.raises(AttributeError, match=r"reset_net elsewhere is snnfast\.reset_state here"):
+        sf.functional.reset_net(sf.IF())
+
+
+def test_the_source_folder_ahead_of_an_installed_package_says_so(tmp_path):
+    (tmp_path / "csrc").mkdir()
+    source = Path(sf.__file__).parent
+    shutil.copytree(source, tmp_path / "snnfast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    found = subprocess.run([sys.executable, "-c", "import snnfast"], cwd=tmp_path, capture_output=True, text=True)
+    last = found.stderr.strip().splitlines()[-1]
+    assert found.returncode and "run Python in another folder" in last and str(tmp_path) in last

@@ -15,10 +15,15 @@ import torch
 try:
     from snnfast import _core as core
 except ImportError as error:
+    _source = Path(__file__).resolve().parents[2]
+    if (_source / "csrc").is_dir() and not list((_source / "snnfast").glob("_core.*.so")):
+        raise ImportError(
+            f"Python found snnfast's source folder, {_source}, ahead of an installed snnfast: run Python in another "
+            "folder, or with -P, as 'python -P'; where nothing is installed yet, 'python -m pip install .' there first"
+        ) from None
     raise ImportError(
         f"snnfast's compiled core could not be loaded ({error}). Install the package with "
-        "'python -m pip install .' in its source folder; running from the source folder without installing, or with "
-        "another Python version than it was built for, does not work."
+        "'python -m pip install .' in its source folder; another Python version than it was built for does not do"
     ) from error
 
 # One OpenMP runtime per process: torch's own (csrc/cpu/threads.h).
