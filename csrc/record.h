@@ -9,6 +9,7 @@
 #include <structmember.h>
 
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -89,7 +90,8 @@ public:
         return value ? value : Py_None;  // a field may be deleted
     }
 
-    // Where a tensor's first element lies; null for None. The record keeps the tensor alive.
+    // Where a tensor's first element lies; null for None and for a tensor without elements. The record keeps the tensor
+    // alive. Throws RuntimeError for one that has elements and no memory: a wrapper of others, which was taken for plain.
     template <class T = void>
     T* address(const Field& field) const {
         PyObject* const tensor = at(field);
@@ -98,7 +100,12 @@ public:
         const auto address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, data_ptr));
         if (!address) throw py::error_already_set();
         void* const pointer = PyLong_AsVoidPtr(address.ptr());
-        if (!pointer && PyErr_Occurred()) throw py::error_already_set();
+        if (!pointer) {
+            if (PyErr_Occurred()) throw py::error_already_set();
+            if (py::cast<long long>(py::handle(tensor).attr("numel")()) != 0)
+                throw std::runtime_error(type().name() + "." + field_name(field) +
+                                         " is a tensor without memory of its own (" + Py_TYPE(tensor)->tp_name + ")");
+        }
         return static_cast<T*>(pointer);
     }
 
@@ -121,6 +128,8 @@ public:
     }
 
 private:
+    static std::string field_name(const Field& field) { return PyUnicode_AsUTF8(type().fields()[field.index]); }
+
     static PyTypeObject*& python_type() {
         static PyTypeObject* type = nullptr;
         return type;

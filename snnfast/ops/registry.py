@@ -75,6 +75,11 @@ class WithoutDerivative(Function):
         raise NotImplementedError(ctx.words)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is its memory: no wrapper of others, no view that means the negative of what it shows."""
+    return type(tensor) in PLAIN_TENSORS and not tensor.is_neg()
+
+
 Group = type[tuple[Any, ...]]
 
 
@@ -134,6 +139,8 @@ def op(
     """
     name = schema.partition("(")[0]
     position = int(of_gradients)
+    tensors = [i for i, group in enumerate(groups) if group is None]
+    groups_of_tensors = [i for i, group in enumerate(groups) if group is not None and "outputs" not in vars(group)]
 
     def implemented(*arguments: Any) -> Any:
         found = implementation(*arguments)
@@ -160,11 +167,22 @@ def op(
     torch.library.register_fake(f"snnfast::{name}", grouped(shapes, groups), lib=library)
     dispatched = getattr(torch.ops.snnfast, name).default
 
+    def all_plain(arguments: tuple[Any, ...]) -> bool:
+        for i in tensors:
+            argument = arguments[i]
+            if isinstance(argument, Tensor) and not is_plain(argument):
+                return False
+        for i in groups_of_tensors:
+            for t in arguments[i]:
+                if t is not None and not is_plain(t):
+                    return False
+        return True
+
     def call(*arguments: Any) -> Any:
         tensor = arguments[position]
         if (
             not is_dynamo_compiling()
-            and type(tensor) in PLAIN_TENSORS
+            and all_plain(arguments)
             and (tensor.is_cpu or tensor.is_cuda)
             and dispatch_modes() == 0
             and function_modes() == 0
