@@ -82,7 +82,7 @@ class Kept(NamedTuple):
 
 def as_read(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
     """Parameters as the core reads them, and their dtype's code: as given where both have one dtype."""
-    given = [None if t is None else t.detach().contiguous() for t in (weight, bias)]
+    given = [t if t is None or t.is_contiguous() else t.contiguous() for t in (weight, bias)]
     dtypes = {t.dtype for t in given if t is not None}
     if len(dtypes) > 1:
         given = [None if t is None else t.to(torch.float64) for t in given]

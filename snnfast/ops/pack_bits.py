@@ -70,7 +70,9 @@ def unpack(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     check_bits(bits, count, dtype)
     spikes = torch.empty(count, dtype=dtype, device=bits.device)
     if count:
-        backends.of(bits).unpack_bits(core.UnpackBitsCall(dtype=DTYPE_CODES[dtype], count=count, bits=bits, spikes=spikes))
+        backends.of(bits).unpack_bits(
+            core.UnpackBitsCall(dtype=DTYPE_CODES[dtype], count=count, bits=bits, spikes=spikes)
+        )
     return spikes
 
 
