@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from sphinx.util.inspect import stringify_signature
 import snnfast
 
 project = "snnfast"
-author = "the authors of snnfast"
 version = release = snnfast.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
@@ -35,11 +35,13 @@ napoleon_use_rtype = False
 html_theme = "pydata_sphinx_theme"
 html_title = f"snnfast {release}"
 html_show_sourcelink = False
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_show_copyright = False
+html_theme_options = {"show_prev_next": False, "navigation_with_keys": False, "header_links_before_dropdown": 7}
 
 # Texts of the repository that have a page here, which includes them.
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDED = {
+    "index": "README.md",
     "mathematics": "MATH.md",
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
@@ -51,15 +53,16 @@ INCLUDED = {
 def lead_to_pages(app: Sphinx, doctree: nodes.document) -> None:
     """Links between files of the repository, which work where it is browsed, lead to these files' pages here."""
     page = app.env.docname
-    source = ROOT / INCLUDED[page] if page in INCLUDED else Path(app.env.doc2path(page))
     pages = {ROOT / file: name for name, file in INCLUDED.items()}
     pages |= {Path(app.env.doc2path(name)).resolve(): name for name in app.env.found_docs}
+    folders = [Path(app.env.doc2path(page)).parent, (ROOT / INCLUDED.get(page, "README.md")).parent]
     for link in doctree.findall(pending_xref):
         if link["reftype"] != "myst":
             continue
         target, _, heading = link["reftarget"].partition("#")
-        file = (source.parent / target).resolve()
-        found = pages.get(file) or pages.get(Path(f"{file}.md"))  # MyST drops the suffix of what is outside of docs/
+        files = [Path(os.path.normpath(folder / target)) for folder in folders]
+        files += [Path(f"{file}.md") for file in files]  # MyST drops the suffix of what is outside of docs/
+        found = next((pages[file] for file in files if file in pages), None)
         if target and found:
             link["refdomain"], link["reftarget"] = "doc", found
             link["reftargetid"] = link.get("reftargetid") or heading or None
