@@ -23,6 +23,7 @@ smartquotes = False  # "hard" and [T, B, ...] are code
 nitpicky = True  # a reference that leads nowhere is a warning, and the build takes warnings for errors
 
 myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]  # ```math, as what browses a repository renders it
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
