@@ -104,3 +104,10 @@ def test_the_reference_has_every_public_name():
         public |= set(public_names(importlib.import_module(f"snnfast.{room}")))
     assert {"snnfast.IF", "snnfast.functional.integrate_and_fire", "snnfast.data.augment.CIFAR"} <= public
     assert not public - names_in_the_reference(), "add them to the pages of docs/api"
+
+
+def test_the_changelog_and_the_citation_are_of_this_version():
+    version = re.escape(snnfast.__version__)
+    assert re.search(rf"^version: {version}$", text_of(ROOT / "CITATION.cff"), flags=re.MULTILINE)
+    first, *_ = re.findall(r"^## (.*)$", text_of(ROOT / "CHANGELOG.md"), flags=re.MULTILINE)
+    assert re.fullmatch(rf"{version} \((unreleased|\d{{4}}-\d\d-\d\d)\)", first)
