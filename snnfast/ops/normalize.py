@@ -28,7 +28,17 @@ from snnfast.ops.integrate import (
     run_backward,
     run_forward,
 )
-from snnfast.ops.options import BIAS, CHECKPOINTS, CURRENT, SCHEMAS, WEIGHT, Gradients, NormalizedOptions, States
+from snnfast.ops.options import (
+    BIAS,
+    CHECKPOINTS,
+    CURRENT,
+    NO_STATES,
+    SCHEMAS,
+    WEIGHT,
+    Gradients,
+    NormalizedOptions,
+    States,
+)
 from snnfast.ops.registry import op
 from snnfast.ops.step import Step, prepare
 
@@ -259,7 +269,7 @@ def backward_results(
 def batch_moments(current: Tensor, options: NormalizedOptions) -> Tensor:
     """[2, C] moments of this process's batch."""
     channels = channels_of(current, options.steps is not None)
-    step = prepare(current, None, States(None, None, None), options, channels)
+    step = prepare(current, None, NO_STATES, options, channels)
     return statistics(step, current.numel(), Affine(None, None, None, None), options)[0]
 
 

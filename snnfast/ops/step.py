@@ -61,7 +61,7 @@ def coefficients_of(
     options: Options | NormalizedOptions,
     channels: int,
     dtype: torch.dtype,
-) -> core.Coefficients:
+) -> core.ChannelCoefficients:
     """Thresholds and time constants given as tensors, as what the core reads."""
 
     def table(values: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def coefficients_of(
         if reset_value and not flags & SOFT:
             # A number divided by a tensor would be the number times its reciprocal, rounded twice.
             drive = table(torch.full_like(wide, reset_value) / wide)
-    return core.Coefficients(
+    return core.ChannelCoefficients(
         threshold=None if threshold is None else table(threshold), leak=leak, gain=gain, drive=drive
     )
 
@@ -97,7 +97,7 @@ class Step:
     dtype: torch.dtype  # of currents and spikes
     state: torch.dtype
     dynamics: core.Dynamics
-    coefficients: core.Coefficients | None
+    coefficients: core.ChannelCoefficients | None
     current: Tensor
     residual: Tensor | None
     initial: Tensor | None
