@@ -19,7 +19,7 @@ version = release = snnfast.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
-smartquotes = False  # "hard" and [T, B, ...] are code
+smartquotes_action = "D"  # dashes; quotes and dots are code: "hard", [T, B, ...]
 nitpicky = True  # a reference that leads nowhere is a warning, and the build takes warnings for errors
 
 myst_enable_extensions = ["dollarmath"]
@@ -35,6 +35,7 @@ napoleon_use_rtype = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"snnfast {release}"
+html_sidebars = {page: [] for page in ("index", "mathematics", "architecture", "contributing", "changelog")}
 html_show_sourcelink = False
 html_show_copyright = False
 html_theme_options = {"show_prev_next": False, "navigation_with_keys": False, "header_links_before_dropdown": 7}
