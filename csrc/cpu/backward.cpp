@@ -119,6 +119,21 @@ private:
         }
     }
 
+    // The rows of a pass's first step that its gradients go to, and how.
+    struct Outputs {
+        Storage* current;
+        Storage* residual;
+        i64 current_step, residual_step;
+        bool normalized, batch, summed, past_caches;
+    };
+
+    Outputs outputs(const Tile& tile, i64 from) const {
+        const bool normalized = currents_.normalizers.normalized();
+        return {out_.at(from), residual_.at(from), out_.step, residual_.step, normalized, currents_.normalizers.batch(),
+                // Sums over time: of the gradients of a held current, and for the gradients of the batch's statistics.
+                call_.layout.held || (normalized && call_.sum_gradient), may_stream_ && !tile.staged};
+    }
+
     template <class Surrogate, int Steps, bool Fresh>
     void walk_back(const Tile& tile, i64 block, i64 from) {
         const i64 delay = Extras && call_.dynamics.delay;
@@ -127,17 +142,11 @@ private:
         const Storage* const x = currents_.x.at(from);
         const Storage* const g = g_.at(from + delay);
         const S* const p = p_.at(from);
-        Storage* const out = out_.at(from);
-        Storage* const residual = residual_.at(from);
-        const i64 x_step = currents_.x.step, g_step = g_.step, p_step = p_.step, out_step = out_.step;
-        const i64 residual_step = residual_.step;
+        const i64 x_step = currents_.x.step, g_step = g_.step, p_step = p_.step;
         const S* const rebuilt = h_[from - block];
+        const Outputs to = outputs(tile, from);
         const D dynamics = dynamics_;
         const S gamma = gamma_, beta = beta_;
-        const bool past_caches = may_stream_ && !tile.staged;
-        const bool normalized = currents_.normalizers.normalized(), batch = currents_.normalizers.batch();
-        // Sums over time: of the gradients of a held current, and for the gradients of the batch's statistics.
-        const bool summed = normalized ? call_.layout.held || call_.sum_gradient : call_.layout.held;
         for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
             const Coefficients<V>& k = coefficients_.at(i);
             V grad_spikes[Steps], potentials[Steps];
@@ -149,12 +158,12 @@ private:
             if (Fresh) rebuild_vector(potentials, k, from, i);
             V centered[Steps];
             const Normalizer<V> n = currents_.normalizers.at(i);
-            if (normalized) {
+            if (to.normalized) {
                 for (int t = 0; t < Steps; ++t) centered[t] = load(x + t * x_step + i) - n.mean;
             }
             V grad_v = load(grad_v_ + i);
             V sum_gradient{}, sum_product{};
-            if (summed) {
+            if (to.summed) {
                 sum_gradient = load(sum_gradient_ + i);
                 sum_product = load(sum_product_ + i);
             }
@@ -163,34 +172,41 @@ private:
                 if (Extras && p) grad_recorded = load(p + t * p_step + i);
                 const StepGradient<V> step = step_gradient<Surrogate>(dynamics, k, gamma, beta, potentials[t],
                                                                       grad_spikes[t], grad_recorded, grad_v);
-                const V delta = step.potential;
-                const V grad_x = dynamics.leaky ? V(k.gain * delta) : delta;
-                if (summed) {
+                const V grad_x = dynamics.leaky ? V(k.gain * step.potential) : step.potential;
+                if (to.summed) {
                     sum_gradient = sum_gradient + grad_x;
-                    if (normalized) sum_product = sum_product + grad_x * centered[t];
+                    if (to.normalized) sum_product = sum_product + grad_x * centered[t];
                 }
-                if (normalized) {
-                    if (out)
-                        store_output(out + t * out_step + i, gradient_through(n, grad_x, centered[t], batch),
-                                     past_caches);
-                    if (residual) store_output(residual + t * residual_step + i, grad_x, past_caches);
-                } else if (!summed) {
-                    store_output(out + t * out_step + i, grad_x, past_caches);
-                }
-                if (Extras && call_.grad_threshold) add(sum_threshold_ + i, step.threshold);
-                if (Extras && call_.grad_tau) {
-                    V current[1];
-                    currents_.read(current, from + t, i);
-                    const V v_before = potential_before(k, from - block + t, i);
-                    add(sum_tau_ + i, tau_gradient(dynamics, delta, v_before, current[0]));
-                }
-                grad_v = dynamics.leaky ? V(k.leak * delta) : delta;
+                put(to, n, grad_x, centered[t], t, i);
+                if (Extras) add_to_tables(k, step, from + t, from - block + t, i);
+                grad_v = dynamics.leaky ? V(k.leak * step.potential) : step.potential;
             }
             store(grad_v_ + i, grad_v);
-            if (summed) {
+            if (to.summed) {
                 store(sum_gradient_ + i, sum_gradient);
                 store(sum_product_ + i, sum_product);
             }
+        }
+    }
+
+    // Writes the gradients of a step's currents and residual where they have a place of their own.
+    static SNNFAST_HD void put(const Outputs& to, const Normalizer<V>& n, V grad_x, V centered, int t, i64 i) {
+        Storage* const current = to.current + t * to.current_step + i;
+        if (to.normalized) {
+            if (to.current) store_output(current, gradient_through(n, grad_x, centered, to.batch), to.past_caches);
+            if (to.residual) store_output(to.residual + t * to.residual_step + i, grad_x, to.past_caches);
+        } else if (!to.summed) {
+            store_output(current, grad_x, to.past_caches);
+        }
+    }
+
+    // Adds what a step contributes to the gradients of threshold and tau.
+    SNNFAST_HD void add_to_tables(const Coefficients<V>& k, const StepGradient<V>& step, i64 at, i64 in_block, i64 i) {
+        if (call_.grad_threshold) add(sum_threshold_ + i, step.threshold);
+        if (call_.grad_tau) {
+            V current[1];
+            currents_.read(current, at, i);
+            add(sum_tau_ + i, tau_gradient(dynamics_, step.potential, potential_before(k, in_block, i), current[0]));
         }
     }
 

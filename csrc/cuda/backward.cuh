@@ -82,6 +82,74 @@ struct GradientWriter {
     }
 };
 
+// The gradients that a backward pass is sent. No gradient is given where nobody sends one, nor to spikes that are delayed
+// beyond the last step.
+template <class Storage, int Width, bool Extras>
+struct SentGradients {
+    using S = State<Storage>;
+    const BackwardCall& call;
+    const Storage* spikes;
+    const S* potential;
+    const i64 delay;
+
+    __device__ SentGradients(const BackwardCall& call_, const Place& place)
+        : call(call_),
+          spikes(call.grad_spikes ? static_cast<const Storage*>(call.grad_spikes) + place.in(call.layout.grad_spikes)
+                                  : nullptr),
+          potential(Extras && call.grad_potential
+                        ? static_cast<const S*>(call.grad_potential) + place.in(call.layout.grad_potential)
+                        : nullptr),
+          delay(Extras && call.dynamics.delay ? 1 : 0) {}
+
+    // Of the spikes of the steps from `first`, of which the first `length` are asked for.
+    __device__ void read_spikes(S (&g)[steps_ahead][Width], i64 first, int length) const {
+#pragma unroll
+        for (int a = 0; a < steps_ahead; ++a) {
+            const i64 emitted = first + a + delay;
+            if (spikes && a < length && emitted < call.layout.steps)
+                load<Width>(g[a], spikes + emitted * call.layout.grad_spikes.step);
+            else
+                fill(g[a], S(0));
+        }
+    }
+
+    // Of a step's recorded potential.
+    __device__ void read_potential(S (&g)[Width], i64 step) const {
+        fill(g, S(0));
+        if (potential) load<Width>(g, potential + step * call.layout.grad_potential.step);
+    }
+};
+
+// The potentials before a block's steps: a checkpoint, or ahead of all steps what the call starts from.
+template <int Width, class S>
+__device__ void load_initial(S (&to)[Width], const BackwardCall& call, S rest, i64 first, i64 flat) {
+    if (first == 0)
+        load_state(to, call.initial, rest, flat);
+    else
+        load<Width>(to, static_cast<const S*>(call.checkpoints) +
+                            (first / checkpoint_interval - 1) * call.layout.neurons() + flat);
+}
+
+// The charged potentials of a block's steps, from the potentials that were before them.
+template <int Width, int Block, class S, class D, class Reader>
+__device__ void rebuild(S (&h)[Block][Width], const S (&initial)[Width], const D& dynamics,
+                        const Coefficients<S> (&k)[Width], const Reader& current, i64 first, int length) {
+    S v[Width];
+#pragma unroll
+    for (int w = 0; w < Width; ++w) v[w] = initial[w];
+#pragma unroll
+    for (int b = 0; b < Block; ++b) {
+        if (b >= length) continue;
+        S x[Width];
+        current.read(x, first + b);
+#pragma unroll
+        for (int w = 0; w < Width; ++w) {
+            h[b][w] = charge(dynamics, k[w], v[w], x[w]);
+            v[w] = reset(dynamics, k[w], h[b][w], fires(dynamics, k[w], h[b][w]));
+        }
+    }
+}
+
 // Extras (delay, gradients of recorded potentials, of the threshold and of tau) are compiled in where asked for.
 template <class Storage, int Width, int Block, class Surrogate, class D, Currents How, bool Extras>
 __global__ void __launch_bounds__(threads_per_block) backward_kernel(const BackwardCall call) {
@@ -97,13 +165,7 @@ __global__ void __launch_bounds__(threads_per_block) backward_kernel(const Backw
     load_coefficients(k, call.dynamics, call.coefficients, layout, place);
     const CurrentReader<Storage, Width, How> current(call, place);
     GradientWriter<Storage, Width, How> grad_current(call, place, current);
-    const Storage* const grad_spikes =
-        call.grad_spikes ? static_cast<const Storage*>(call.grad_spikes) + place.in(layout.grad_spikes) : nullptr;
-    const S* const grad_potential = Extras && call.grad_potential
-                                        ? static_cast<const S*>(call.grad_potential) + place.in(layout.grad_potential)
-                                        : nullptr;
-    const i64 delay = Extras && call.dynamics.delay ? 1 : 0;
-
+    const SentGradients<Storage, Width, Extras> sent(call, place);
     S grad_v[Width], sum_threshold[Width], sum_tau[Width];
     load_state(grad_v, call.grad_last, S(0), place.flat);
     fill(sum_threshold, S(0));
@@ -111,43 +173,19 @@ __global__ void __launch_bounds__(threads_per_block) backward_kernel(const Backw
 
     for (i64 first = (layout.steps - 1) / Block * Block; first >= 0; first -= Block) {
         const int length = static_cast<int>(layout.steps - first < Block ? layout.steps - first : Block);
-        S initial[Width], v[Width], h[Block][Width];
-        if (first == 0)
-            load_state(initial, call.initial, S(rest(dynamics)), place.flat);
-        else
-            load<Width>(initial, static_cast<const S*>(call.checkpoints) +
-                                     (first / checkpoint_interval - 1) * layout.neurons() + place.flat);
-#pragma unroll
-        for (int w = 0; w < Width; ++w) v[w] = initial[w];
-#pragma unroll
-        for (int b = 0; b < Block; ++b) {
-            if (b >= length) continue;
-            S x[Width];
-            current.read(x, first + b);
-#pragma unroll
-            for (int w = 0; w < Width; ++w) {
-                h[b][w] = charge(dynamics, k[w], v[w], x[w]);
-                v[w] = reset(dynamics, k[w], h[b][w], fires(dynamics, k[w], h[b][w]));
-            }
-        }
+        S initial[Width], h[Block][Width];
+        load_initial(initial, call, S(rest(dynamics)), first, place.flat);
+        rebuild(h, initial, dynamics, k, current, first, length);
 #pragma unroll
         for (int group = Block - steps_ahead; group >= 0; group -= steps_ahead) {
             S g[steps_ahead][Width];
+            sent.read_spikes(g, first + group, length - group);
 #pragma unroll
-            for (int a = 0; a < steps_ahead; ++a) {
-                const i64 emitted = first + group + a + delay;
-                if (grad_spikes && group + a < length && emitted < layout.steps)
-                    load<Width>(g[a], grad_spikes + emitted * layout.grad_spikes.step);
-                else
-                    fill(g[a], S(0));
-            }
-#pragma unroll
-            for (int a = steps_ahead - 1; a >= 0; --a) {
+            for (int a = steps_ahead - 1; a >= 0; --a) {  // the hot loop: a step of Width neurons
                 const int b = group + a;
                 if (b >= length) continue;
                 S recorded[Width], x[Width], out[Width];
-                fill(recorded, S(0));
-                if (grad_potential) load<Width>(recorded, grad_potential + (first + b) * layout.grad_potential.step);
+                sent.read_potential(recorded, first + b);
                 if (Extras && call.grad_tau) current.read(x, first + b);
 #pragma unroll
                 for (int w = 0; w < Width; ++w) {
@@ -155,16 +193,12 @@ __global__ void __launch_bounds__(threads_per_block) backward_kernel(const Backw
                         step_gradient<Surrogate>(dynamics, k[w], gamma, beta, h[b][w], g[a][w], recorded[w], grad_v[w]);
                     out[w] = dynamics.leaky ? k[w].gain * step.potential : step.potential;
                     grad_v[w] = dynamics.leaky ? k[w].leak * step.potential : step.potential;
-                    if constexpr (Extras) {
-                        sum_threshold[w] += step.threshold;
-                        if (call.grad_tau) {
-                            S before = initial[w];
-                            if (b > 0) {
-                                const S charged = h[b > 0 ? b - 1 : 0][w];
-                                before = reset(dynamics, k[w], charged, fires(dynamics, k[w], charged));
-                            }
-                            sum_tau[w] += tau_gradient(dynamics, step.potential, before, x[w]);
-                        }
+                    if (Extras) sum_threshold[w] += step.threshold;
+                    if (Extras && call.grad_tau) {
+                        const S charged = h[b > 0 ? b - 1 : 0][w];
+                        const S before =
+                            b > 0 ? reset(dynamics, k[w], charged, fires(dynamics, k[w], charged)) : initial[w];
+                        sum_tau[w] += tau_gradient(dynamics, step.potential, before, x[w]);
                     }
                 }
                 grad_current.take(out, first + b);
