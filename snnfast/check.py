@@ -189,15 +189,15 @@ class _Run:
         held = steps is not None
         firing = output.double().mean().item() if isinstance(layer, Neuron) and output.numel() else None
         self.found[call] = LayerAxes(
-            name,
-            type(layer).__name__,
-            shape,
-            held,
-            time_dim,
-            shape[time_dim] if steps is None else steps,
-            _size(shape, 0 if held else 1 - time_dim),
-            tuple(output.shape),
-            firing,
+            name=name,
+            kind=type(layer).__name__,
+            shape=shape,
+            held=held,
+            time_dim=time_dim,
+            steps=shape[time_dim] if steps is None else steps,
+            batch=_size(shape, 0 if held else 1 - time_dim),
+            output=tuple(output.shape),
+            firing=firing,
         )
         merged = next((outer for outer, *_ in self._inside if type(outer) is OverTime), None)
         if merged is not None:

@@ -74,9 +74,7 @@ class NormalizedIntegrate(Function):
         spikes, v_last, potential, checkpoints, batch_moments, tables, tracked = found
         if move is not None:
             move(tracked)
-        ctx.save_for_backward(
-            current, residual, v0, threshold, tau, weight, bias, batch_moments, tables, checkpoints, count
-        )
+        ctx.save_for_backward(current, residual, *states, weight, bias, batch_moments, tables, checkpoints, count)
         ctx.neuron, ctx.options, ctx.process_group = name, options, process_group
         ctx.set_materialize_grads(False)
         if tracked is not None:

@@ -108,6 +108,30 @@ def grouped(function: Callable[..., Any], groups: tuple[Group | None, ...]) -> C
     return call
 
 
+def plainness(groups: tuple[Group | None, ...], position: int) -> Callable[[tuple[Any, ...]], bool]:
+    """Whether all tensors of a call but the one at ``position`` are plain: their memory, no wrapper of others, no view
+    that means the negative of what it shows.
+
+    The question is written out: as a function of one tensor it would cost a small layer more than its kernel.
+    """
+    others = [i for i, group in enumerate(groups) if group is None and i != position]
+    groups_of_tensors = [i for i, group in enumerate(groups) if group is not None and "outputs" not in vars(group)]
+
+    def others_plain(arguments: tuple[Any, ...]) -> bool:
+        for i in groups_of_tensors:
+            if arguments[i] is not NO_STATES:
+                for t in arguments[i]:
+                    if t is not None and (type(t) not in PLAIN_TENSORS or t.is_neg()):
+                        return False
+        for i in others:
+            t = arguments[i]
+            if isinstance(t, Tensor) and (type(t) not in PLAIN_TENSORS or t.is_neg()):
+                return False
+        return True
+
+    return others_plain
+
+
 def op(
     schema: str,
     implementation: Callable[..., Any],
@@ -135,8 +159,7 @@ def op(
     """
     name = schema.partition("(")[0]
     position = int(of_gradients)
-    others = [i for i, group in enumerate(groups) if group is None and i != position]
-    groups_of_tensors = [i for i, group in enumerate(groups) if group is not None and "outputs" not in vars(group)]
+    others_plain = plainness(groups, position)
 
     def implemented(*arguments: Any) -> Any:
         found = implementation(*arguments)
@@ -162,21 +185,6 @@ def op(
     library.impl(name, differentiable, "Autograd")
     torch.library.register_fake(f"snnfast::{name}", grouped(shapes, groups), lib=library)
     dispatched = getattr(torch.ops.snnfast, name).default
-
-    # A tensor is plain that is its memory: no wrapper of others, no view that means the negative of what it shows. The
-    # question is written out: as a function of one tensor it would cost a small layer more than its kernel.
-
-    def others_plain(arguments: tuple[Any, ...]) -> bool:
-        for i in groups_of_tensors:
-            if arguments[i] is not NO_STATES:
-                for t in arguments[i]:
-                    if t is not None and (type(t) not in PLAIN_TENSORS or t.is_neg()):
-                        return False
-        for i in others:
-            t = arguments[i]
-            if isinstance(t, Tensor) and (type(t) not in PLAIN_TENSORS or t.is_neg()):
-                return False
-        return True
 
     def call(*arguments: Any) -> Any:
         tensor = arguments[position]
