@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import host_run
@@ -10,6 +11,7 @@ import pytest
 import torch
 from builds import build, setup_py, source_copy  # noqa: F401  fixtures
 from configurations import CONFIGURATIONS
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from naming import reproduction
 
@@ -26,6 +28,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
 settings.load_profile("snnfast")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many threads in all as without
+    torch.set_num_threads(max(torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1))
 
 
 def is_drawn(item: pytest.Item) -> bool:
@@ -95,9 +100,13 @@ def no_other_warnings():
 
 @pytest.fixture(scope="session")
 def core_on_host(tmp_path_factory):
-    """The CUDA kernels' own source, compiled for the host."""
+    """The CUDA kernels' own source, compiled for the host: once, by the first of pytest-xdist's processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes
     try:
-        return host_run.build(tmp_path_factory.mktemp("host_run"))
+        with FileLock(folder / "host_run.lock"):
+            return host_run.build(folder / "host_run")
     except RuntimeError as error:
         if "no C++ compiler" in str(error):
             pytest.skip(f"the CUDA kernels cannot run on the host: {error}")
