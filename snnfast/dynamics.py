@@ -252,7 +252,7 @@ def check_call(
         return
     sizes = list(current.shape)  # [B, ...]
     if steps is None:
-        del sizes[time_dim]
+        sizes = [*sizes[:time_dim], *sizes[time_dim + 1 :]]
     for what, table in (("threshold", threshold), ("tau", tau)):
         if table is not None:
             check_table(what, table, current, sizes)
