@@ -1,10 +1,22 @@
-"""Names of drawn configurations: what a case's id says, and what a failed case prints beside it."""
+"""What a case's id says: a value in few words, or a drawn configuration, and what a failed one prints beside it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
+
+
+def shown(value: Any) -> str:
+    """A value in few words, for ids (``ids=shown``) and messages."""
+    if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_nested or value.is_mkldnn):
+        return f"{value.layout} {value.dtype}{' nested' if value.is_nested else ''}"
+    if isinstance(value, type):
+        return value.__name__
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else f"{text[:25]}...{text[-5:]}"
+
 
 # Values whose own text would not say which option they belong to; None: the value is its own name.
 WORDS: dict[str, dict[Any, str] | str | None] = {
