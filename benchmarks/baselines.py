@@ -195,7 +195,7 @@ BASELINES: tuple[Baseline, ...] = (
     ),
     Baseline("copy", "copy", _make_copy, yardstick=True, forward_only=True, note="out of place, into a fresh tensor"),
     Baseline("matmul", "linear alone", _make_no_neuron, yardstick=True, note="the block without its neuron"),
-    *(Baseline(**peer) for peer in peers.PEERS),
+    *(Baseline(**peer) for peer in peers.ADAPTERS),
 )
 
 

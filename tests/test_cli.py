@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import snnfast
-from snnfast import benchmarks, training
+from snnfast import benchmarks, models, training
 from snnfast.benchmarks import run
 from snnfast.cli import entry as cli
 from snnfast.cli.entry import main
@@ -97,7 +97,7 @@ WRONG = {
     "--augment flip": "augment must be one of 'none', 'cifar', got 'flip'",
     "--precision float16": "precision must be one of 'float32', 'bfloat16', got 'float16'",
     "--checkpoint-every -1": "checkpoint_every must be finite and not negative, got -1.0",
-    "--model resnet": "'resnet11', 'resnet18', 'resnet50', got 'resnet'",
+    "--model resnet": f"model must be one of {', '.join(map(repr, models.names()))}, got 'resnet'",
     "--model plain_net --layer naive": "layer must be 'fused' with the model 'plain_net', got 'naive'",
     "--model plain_net --model-option layers=6": "model plain_net: layers must be one of 3, 4, 5, 9, 13, got 6",
     "--model plain_net --model-option width=99999999999": "width must be at most 2147483647",
