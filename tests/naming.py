@@ -50,6 +50,8 @@ ALWAYS = ("neuron", "steps")  # said even where they are the plainest: a name is
 def word(option: str, value: Any) -> str:
     words = WORDS[option]
     if isinstance(words, dict):
+        if value not in words:
+            raise LookupError(f"tests/naming.py has no word for {option}={value!r}: add it to WORDS[{option!r}]")
         return words[value]
     if isinstance(value, tuple):
         value = "x".join(map(str, value))
@@ -57,7 +59,14 @@ def word(option: str, value: Any) -> str:
 
 
 def name_of(configuration: dict[str, Any], options: dict[str, list[Any]]) -> str:
-    """The options that differ from the plainest, which is the first value of each."""
+    """The options that differ from the plainest, which is the first value of each.
+
+    Raises:
+        LookupError: an option, or a value of one, that has no words.
+    """
+    for option in options:
+        if option not in WORDS:
+            raise LookupError(f"tests/naming.py has no words for the option {option!r}: add it to WORDS")
     named = [
         option
         for option in WORDS
