@@ -18,7 +18,9 @@ from .peers import ADAPTERS
 CHECKPOINT_STEPS = 16
 """Beyond this many steps the forward pass in training keeps the potential at every K-th."""
 
-PEER_SIDES = tuple(adapter["name"] for adapter in ADAPTERS)
+PEER_SIDES: tuple[str, ...] = tuple(adapter["name"] for adapter in ADAPTERS)
+"""All sides of other libraries."""
+
 LOOPS = ("snnfast", "naive", "relu", "copy")
 
 

@@ -222,6 +222,7 @@ _FULL_PRECISION = (torch.float32, torch.float64)
 LIBRARIES = ("spikingjelly", "snntorch", "norse")
 """The packages: what a side's name begins with, and what results give the version of."""
 
+# The sides of these libraries: the arguments of `Baseline`, which imports this module.
 ADAPTERS: tuple[dict[str, Any], ...] = (
     dict(
         name="spikingjelly",
