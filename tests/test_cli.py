@@ -114,7 +114,7 @@ WRONG = {
     "--threads 0": "threads must be at least 1, got 0",
     "--threads 100000": "threads must be at most 1024, got 100000",
     "--threads 99999999999": "threads must be at most 1024, got 99999999999",
-    "--data minst": "unknown data set 'minst'; known: digits, mnist",
+    "--data minst": f"unknown data set 'minst'; known: {', '.join(data_sets())}",
     "--data mnist": "the data set 'mnist' is read from a folder",
     "--data mnist --data-dir nowhere": "data folder 'nowhere' does not exist",
     "--data mnist --data-dir .": "mnist: no train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], ",
