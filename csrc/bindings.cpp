@@ -5,6 +5,7 @@
 
 #include <array>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "calls.h"
@@ -87,12 +88,18 @@ struct Cuda {
     }
 };
 
-// A method that reads a record, outside of which nothing is known of Python, and runs a kernel on it.
-template <class Where, class Type, class Call, class Kernel>
-void add_method(py::class_<Where>& backend, const char* name, Call (*read)(const Record<Type>&), Kernel kernel) {
-    backend.def(
-        name, [=](const Where& where, py::handle call) { where.run(kernel, read(Record<Type>(call))); },
-        py::arg("call"));
+// A method of both backends: it reads a record, outside of which nothing is known of Python, and runs a kernel on it.
+template <class Type, class Call>
+void add_method(py::class_<Cpu>& on_cpu, py::class_<Cuda>& on_cuda, const char* name, Call (*read)(const Record<Type>&),
+                void (*on_threads)(const Call&, int), void (*on_stream)(const Call&, int, void*)) {
+    const auto add = [&](auto& backend, auto kernel) {
+        using Where = typename std::remove_reference_t<decltype(backend)>::type;
+        backend.def(
+            name, [=](const Where& where, py::handle call) { where.run(kernel, read(Record<Type>(call))); },
+            py::arg("call"));
+    };
+    add(on_cpu, on_threads);
+    add(on_cuda, on_stream);
 }
 
 }  // namespace
@@ -114,22 +121,13 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     py::class_<Surrogate>(m, "Surrogate", local)
         .def(py::init(&make_surrogate), py::kw_only(), py::arg("shape"), py::arg("gamma"), py::arg("beta"));
 
-    add_records<CoefficientsRecord, ForwardRecord, BackwardRecord, ChannelSumRecord, MomentsRecord, StatisticsRecord,
-                NormalizationRecord, NormalizationGradientsRecord, PackRecord, UnpackRecord>(m);
+    add_records<ChannelCoefficientsRecord, ForwardRecord, BackwardRecord, ChannelSumRecord, MomentsRecord,
+                StatisticsRecord, NormalizationRecord, NormalizationGradientsRecord, PackBitsRecord, UnpackBitsRecord>(
+        m);
 
     py::class_<Cpu> on_cpu(m, "Cpu", local);
     on_cpu.def(py::init([](int threads) { return Cpu{threads}; }), py::arg("threads"));
     on_cpu.def("channel_sum_workspace", [](const Cpu&, i64, i64, i64, i64) { return i64(0); });
-    add_method(on_cpu, "forward", forward_call, cpu::forward);
-    add_method(on_cpu, "backward", backward_call, cpu::backward);
-    add_method(on_cpu, "channel_sum", channel_sum_call, cpu::channel_sum);
-    add_method(on_cpu, "moments", moments_call, cpu::moments);
-    add_method(on_cpu, "statistics", statistics_call, cpu::statistics);
-    add_method(on_cpu, "normalization", normalization_call, cpu::normalization);
-    add_method(on_cpu, "normalization_gradients", normalization_gradients_call, cpu::normalization_gradients);
-    add_method(on_cpu, "pack_bits", pack_call, cpu::pack_bits);
-    add_method(on_cpu, "unpack_bits", unpack_call, cpu::unpack_bits);
-
     py::class_<Cuda> on_cuda(m, "Cuda", local);
     on_cuda.def(
         py::init([](int device, unsigned long long stream) { return Cuda{device, reinterpret_cast<void*>(stream)}; }),
@@ -137,15 +135,17 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     on_cuda.def("channel_sum_workspace", [](const Cuda&, i64 arrays, i64 before, i64 channels, i64 after) {
         return cuda::channel_sum_workspace(arrays, before, channels, after);
     });
-    add_method(on_cuda, "forward", forward_call, cuda::forward);
-    add_method(on_cuda, "backward", backward_call, cuda::backward);
-    add_method(on_cuda, "channel_sum", channel_sum_call, cuda::channel_sum);
-    add_method(on_cuda, "moments", moments_call, cuda::moments);
-    add_method(on_cuda, "statistics", statistics_call, cuda::statistics);
-    add_method(on_cuda, "normalization", normalization_call, cuda::normalization);
-    add_method(on_cuda, "normalization_gradients", normalization_gradients_call, cuda::normalization_gradients);
-    add_method(on_cuda, "pack_bits", pack_call, cuda::pack_bits);
-    add_method(on_cuda, "unpack_bits", unpack_call, cuda::unpack_bits);
+
+    add_method(on_cpu, on_cuda, "forward", forward_call, cpu::forward, cuda::forward);
+    add_method(on_cpu, on_cuda, "backward", backward_call, cpu::backward, cuda::backward);
+    add_method(on_cpu, on_cuda, "channel_sum", channel_sum_call, cpu::channel_sum, cuda::channel_sum);
+    add_method(on_cpu, on_cuda, "moments", moments_call, cpu::moments, cuda::moments);
+    add_method(on_cpu, on_cuda, "statistics", statistics_call, cpu::statistics, cuda::statistics);
+    add_method(on_cpu, on_cuda, "normalization", normalization_call, cpu::normalization, cuda::normalization);
+    add_method(on_cpu, on_cuda, "normalization_gradients", normalization_gradients_call, cpu::normalization_gradients,
+               cuda::normalization_gradients);
+    add_method(on_cpu, on_cuda, "pack_bits", pack_bits_call, cpu::pack_bits, cuda::pack_bits);
+    add_method(on_cpu, on_cuda, "unpack_bits", unpack_bits_call, cpu::unpack_bits, cuda::unpack_bits);
 
     m.def("variant_names", &variant_names, py::arg("direction"), py::arg("dtype"));
     m.def("use_openmp_of", &use_openmp_of, py::arg("library"));

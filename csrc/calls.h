@@ -181,7 +181,7 @@ struct NormalizationGradientsCall {
     const double* sums = nullptr;     // [2, channels]: of dL/dI, and of dL/dI * (x - mean)
     const double* moments = nullptr;  // [2, channels]: mean, biased variance
     const void* tables = nullptr;     // [3, channels] state: mean, scale, shift
-    void* gradient_tables = nullptr;  // [2, channels] state: through_mean, through_variance
+    void* through_statistics = nullptr;  // [2, channels] state: through_mean, through_variance
     void* grad_weight = nullptr;      // [channels]
     void* grad_bias = nullptr;        // [channels]
 };

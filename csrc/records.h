@@ -9,8 +9,8 @@ namespace {
 
 // The records, whose fields snnfast/_core.pyi describes: tensors or None, unless it says otherwise.
 
-struct CoefficientsRecord : RecordType {
-    CoefficientsRecord() : RecordType("Coefficients") {}
+struct ChannelCoefficientsRecord : RecordType {
+    ChannelCoefficientsRecord() : RecordType("ChannelCoefficients") {}
     Field threshold{*this, "threshold"}, leak{*this, "leak"}, gain{*this, "gain"}, drive{*this, "drive"};
 };
 
@@ -66,13 +66,13 @@ struct NormalizationGradientsRecord : RecordType {
         grad_weight{*this, "grad_weight"}, grad_bias{*this, "grad_bias"};
 };
 
-struct PackRecord : RecordType {
-    PackRecord() : RecordType("PackCall") {}
+struct PackBitsRecord : RecordType {
+    PackBitsRecord() : RecordType("PackBitsCall") {}
     Field dtype{*this, "dtype"}, count{*this, "count"}, spikes{*this, "spikes"}, bits{*this, "bits"};
 };
 
-struct UnpackRecord : RecordType {
-    UnpackRecord() : RecordType("UnpackCall") {}
+struct UnpackBitsRecord : RecordType {
+    UnpackBitsRecord() : RecordType("UnpackBitsCall") {}
     Field dtype{*this, "dtype"}, count{*this, "count"}, bits{*this, "bits"}, spikes{*this, "spikes"};
 };
 
@@ -85,7 +85,7 @@ void* part(void* first, i64 index, i64 length, DType dtype) {
 
 ChannelCoefficients coefficients(PyObject* given) {
     if (given == Py_None) return {};
-    const Record<CoefficientsRecord> record(given);
+    const Record<ChannelCoefficientsRecord> record(given);
     const auto& f = record.type();
     return {record.address(f.threshold), record.address(f.leak), record.address(f.gain), record.address(f.drive)};
 }
@@ -220,20 +220,20 @@ NormalizationGradientsCall normalization_gradients_call(const Record<Normalizati
     call.sums = given.address<double>(f.sums);
     call.moments = given.address<double>(f.moments);
     call.tables = given.address(f.tables);
-    call.gradient_tables = given.address(f.through_statistics);
+    call.through_statistics = given.address(f.through_statistics);
     call.parameter_dtype = dtype_of(given, f.parameter_dtype);
     call.grad_weight = given.address(f.grad_weight);
     call.grad_bias = given.address(f.grad_bias);
     return call;
 }
 
-PackBitsCall pack_call(const Record<PackRecord>& given) {
+PackBitsCall pack_bits_call(const Record<PackBitsRecord>& given) {
     const auto& f = given.type();
     return {dtype_of(given, f.dtype), given.integer(f.count), given.address(f.spikes),
             given.address<unsigned char>(f.bits)};
 }
 
-UnpackBitsCall unpack_call(const Record<UnpackRecord>& given) {
+UnpackBitsCall unpack_bits_call(const Record<UnpackBitsRecord>& given) {
     const auto& f = given.type();
     return {dtype_of(given, f.dtype), given.integer(f.count), given.address<unsigned char>(f.bits),
             given.address(f.spikes)};

@@ -5,6 +5,7 @@
 // everything serves the calls that are few.
 #pragma once
 
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -145,7 +146,8 @@ void with_variant(const Variant& wanted, Use use, std::integer_sequence<int, Ind
         use(One{});
         return true;
     };
-    (is(std::integral_constant<int, Index>{}) || ...);
+    const bool found = (is(std::integral_constant<int, Index>{}) || ...);
+    if (!found) throw std::logic_error("snnfast: no kernel is built for a variant that the rule of variants.h gave");
 }
 template <class List, class Use>
 void with_variant(const Variant& wanted, Use use) {

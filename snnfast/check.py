@@ -54,7 +54,7 @@ class LayerAxes:
 
     @property
     def axes(self) -> str:
-        """The input's axes by name: "T=10, B=32, C=3, H=8, W=8"; "B=32, C=3, H=8, W=8, held for T=10"."""
+        """The input's axes by name, as "T=10, B=32, C=3, H=8, W=8" or "B=32, C=3, H=8, W=8, held for T=10"."""
         return f"{named(self.shape, None)}, held for T={self.steps}" if self.held else named(self.shape, self.time_dim)
 
 

@@ -244,12 +244,15 @@ def check_call(
             )
         if current.shape[time_dim] == 0:
             raise ValueError(f"current has 0 time steps in dimension {time_dim} of {list(current.shape)}; at least 1")
-        sizes = [*current.shape[:time_dim], *current.shape[time_dim + 1 :]]
     else:
         integer("steps", steps, least=1)
         if current.dim() == 0:
             raise ValueError("current held over steps must have the shape [B, ...], got a 0-d tensor")
-        sizes = list(current.shape)
+    if v0 is None and threshold is None and tau is None:
+        return
+    sizes = list(current.shape)  # [B, ...]
+    if steps is None:
+        del sizes[time_dim]
     for what, table in (("threshold", threshold), ("tau", tau)):
         if table is not None:
             check_table(what, table, current, sizes)

@@ -12,7 +12,7 @@ from snnfast.autograd.integrate import run
 from snnfast.autograd.normalize import run_normalized
 from snnfast.dynamics import LeakOptions, SharedOptions, given_tau, make_dynamics
 from snnfast.normalization import Affine, Normalization, check_eps, check_momentum, resolve_group
-from snnfast.ops.options import LAST, POTENTIAL, States
+from snnfast.ops.options import LAST, POTENTIAL, states_of
 from snnfast.surrogate import Surrogate
 
 __all__ = ["batch_norm_integrate_and_fire", "integrate_and_fire", "leaky_integrate_and_fire"]
@@ -139,7 +139,7 @@ def integrate_and_fire(
         delay=delay,
     )
     wanted = LAST | POTENTIAL * flag("return_potential", return_potential)
-    outputs = run(dynamics, current, States(v0, _as_tensor(threshold), None), steps, time_dim, wanted)
+    outputs = run(dynamics, current, states_of(v0, _as_tensor(threshold), None), steps, time_dim, wanted)
     return outputs if return_potential else outputs[:2]
 
 
@@ -207,7 +207,7 @@ def leaky_integrate_and_fire(
         delay=delay,
     )
     wanted = LAST | POTENTIAL * flag("return_potential", return_potential)
-    outputs = run(dynamics, current, States(v0, _as_tensor(threshold), _as_tensor(tau)), steps, time_dim, wanted)
+    outputs = run(dynamics, current, states_of(v0, _as_tensor(threshold), _as_tensor(tau)), steps, time_dim, wanted)
     return outputs if return_potential else outputs[:2]
 
 
@@ -312,7 +312,7 @@ def batch_norm_integrate_and_fire(
         resolve_group(process_group) if training else None,
         check_momentum(momentum),
     )
-    states = States(v0, _as_tensor(threshold), _as_tensor(tau))
+    states = states_of(v0, _as_tensor(threshold), _as_tensor(tau))
     wanted = LAST | POTENTIAL * flag("return_potential", return_potential)
     outputs = run_normalized(dynamics, normalization, current, residual, states, steps, time_dim, wanted)
     return outputs if return_potential else outputs[:2]

@@ -62,7 +62,7 @@ class Surrogate:
 
     @property
     def sharpness(self) -> float:
-        """gamma as it multiplies d: a normal number of float32, so that its product with an infinite d is not NaN."""
+        """gamma as it multiplies d, a normal number of float32, so that its product with an infinite d is not NaN."""
         return max(self.gamma, SMALLEST)
 
     def derivative(self, d: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Surrogate:
 
 @dataclass(frozen=True, kw_only=True)
 class FastSigmoid(Surrogate):
-    """beta / (1 + gamma |d|)²: the paper's choice, equation (9), and SuperSpike's."""
+    """beta / (1 + gamma·abs(d))²: the paper's choice, equation (9), and SuperSpike's."""
 
     gamma: float = 10.0
     code: ClassVar[int] = 0
@@ -83,7 +83,7 @@ class FastSigmoid(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class Triangle(Surrogate):
-    """beta · max(0, 1 − gamma |d|): the paper's piece-wise linear shape."""
+    """beta · max(0, 1 − gamma·abs(d)): the paper's piece-wise linear shape."""
 
     gamma: float = 1.0
     code: ClassVar[int] = 1
@@ -94,7 +94,7 @@ class Triangle(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential(Surrogate):
-    """beta · exp(−gamma |d|)."""
+    """beta · exp(−gamma·abs(d))."""
 
     gamma: float = 1.0
     beta: float = 0.5
@@ -106,7 +106,7 @@ class Exponential(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class Rectangle(Surrogate):
-    """beta where gamma |d| <= 1, else 0; the half-width is 1 / gamma."""
+    """beta where gamma·abs(d) <= 1, else 0; the half-width is 1 / gamma."""
 
     gamma: float = 2.0
     code: ClassVar[int] = 3

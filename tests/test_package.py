@@ -75,12 +75,12 @@ def test_there_is_one_openmp_runtime_in_the_process():
 
 
 def extras() -> tuple[str, ...]:
-    """The modules that come with the extras of a user, and with what these need."""
-    wanted = {
-        re.split(r"[^\w-]", entry)[0]
-        for entry in importlib.metadata.requires("snnfast")
-        if re.search(r'extra == "(?!test|peers)', entry)
-    }
+    """The modules that come with the extras of commands, which the extra `test` lists, and with what these need."""
+    required = importlib.metadata.requires("snnfast")
+    (listed,) = (found[1] for entry in required if (found := re.match(r'snnfast\[(.*)\].*extra == "test"', entry)))
+    of_commands = tuple(f'extra == "{extra}"' for extra in listed.split(","))
+    wanted = {re.split(r"[^\w-]", entry)[0] for entry in required if entry.endswith(of_commands)}
+    assert len(wanted) >= len(of_commands)
     installed = importlib.metadata.packages_distributions().items()
     modules = {module for module, distributions in installed if wanted & set(distributions)}
     assert len(modules) >= len(wanted), f"{wanted} are not all installed: only the modules {modules}"

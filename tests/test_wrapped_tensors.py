@@ -61,6 +61,8 @@ def test_the_core_refuses_a_tensor_without_memory():
     from snnfast.backends import DTYPE_CODES, core, of
 
     x = torch.zeros(8)
-    call = core.PackCall(dtype=DTYPE_CODES[x.dtype], count=8, spikes=wrapped(x), bits=torch.zeros(1, dtype=torch.uint8))
-    with pytest.raises(RuntimeError, match=r"PackCall.spikes is a tensor without memory of its own \(TwoTensor\)"):
+    call = core.PackBitsCall(
+        dtype=DTYPE_CODES[x.dtype], count=8, spikes=wrapped(x), bits=torch.zeros(1, dtype=torch.uint8)
+    )
+    with pytest.raises(RuntimeError, match=r"PackBitsCall.spikes is a tensor without memory of its own \(TwoTensor\)"):
         of(x).pack_bits(call)

@@ -181,8 +181,8 @@ SNNFAST_HD void normalization_gradients_step(const NormalizationGradientsCall& c
     const double product = inverse * (call.sums[channels + c] - lost * gradient);  // sum of dL/dI * x_hat
     write_parameter(call.grad_weight, call.parameter_dtype, c, product);
     write_parameter(call.grad_bias, call.parameter_dtype, c, gradient);
-    if (call.gradient_tables) {
-        S* const to = static_cast<S*>(call.gradient_tables);
+    if (call.through_statistics) {
+        S* const to = static_cast<S*>(call.through_statistics);
         const double through_variance = inverse * (product / call.count);
         to[c] = S(gradient / call.count - lost * through_variance);
         to[channels + c] = S(through_variance);

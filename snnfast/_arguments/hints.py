@@ -1,7 +1,7 @@
 """What was probably meant: the names and values that other libraries give a neuron's options, beside ours.
 
 Asked only where something is refused already, so that no call pays for it. The relations are those of MATH.md sections
-1 and 2; README's "Coming from SpikingJelly or snnTorch" has the conventions side by side.
+1 and 2; docs/guide/coming-from.md has the conventions side by side.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAMES = {
     "beta": f"{_TAU}, with decay_input=False; a surrogate's height is an option of the surrogate",
     "learn_beta": "is learn_tau of LIF here",
     "alpha": "is gamma here, the sharpness of a surrogate: surrogate=snnfast.surrogate.Sigmoid(gamma=4.0, beta=4.0), "
-    "say (README has each shape's); the decay of a synaptic current has no counterpart",
+    "say (docs/guide/options.md has each shape's); the decay of a synaptic current has no counterpart",
     "gamma": "is an option of the surrogate: surrogate=snnfast.surrogate.FastSigmoid(gamma=10.0)",
     "slope": "is gamma here, of the surrogate: surrogate=snnfast.surrogate.FastSigmoid(gamma=10.0)",
     "init_hidden": "is carry_state here; carry_state=False, the default, starts every call at rest",

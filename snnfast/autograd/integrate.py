@@ -29,6 +29,7 @@ from snnfast.ops.options import (
     Gradients,
     Options,
     States,
+    states_of,
 )
 from snnfast.ops.recording import recording, unrecorded
 from snnfast.ops.registry import WithoutDerivative, any_batched, complete, gradient_of
@@ -47,7 +48,7 @@ class Integrate(Function):
 
     @staticmethod
     def forward(ctx, current, v0, threshold, tau, name, options):
-        states = States(v0, threshold, tau)
+        states = states_of(v0, threshold, tau)
         spikes, v_last, potential, checkpoints = integrate_forward(current, states, options)
         ctx.save_for_backward(current, v0, threshold, tau, checkpoints)
         ctx.neuron, ctx.options = name, options
@@ -66,7 +67,7 @@ class Integrate(Function):
         options = Options(neuron, kinds, steps, time_dim, wanted)
 
         def compute(grad_spikes, grad_v_last, grad_potential, current, v0, threshold, tau, checkpoints):
-            sent, states = Gradients(grad_spikes, grad_v_last, grad_potential), States(v0, threshold, tau)
+            sent, states = Gradients(grad_spikes, grad_v_last, grad_potential), states_of(v0, threshold, tau)
             found = integrate_backward(sent, current, states, checkpoints, options)
             grad_current, grad_v0, grad_threshold, grad_tau = found
             return (
@@ -130,7 +131,8 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
 def begin(name: str, current: Tensor, states: States, steps: int | None, time_dim: int, *others: Tensor | None) -> None:
     """What every call checks before it runs. ``others``: further tensors that gradients may be asked for."""
     check_call(name, current, *states, steps, time_dim)
-    check_device(current.device)
+    if not current.is_cpu:
+        check_device(current.device)
     refuse_transforms(name, current, *states, *others)
 
 

@@ -32,6 +32,7 @@ from snnfast.ops.options import (
     Gradients,
     NormalizedOptions,
     States,
+    states_of,
 )
 from snnfast.ops.recording import recording, refuse_to_record, unrecorded
 from snnfast.ops.registry import complete, gradient_of
@@ -68,7 +69,7 @@ class NormalizedIntegrate(Function):
         count,
         move,
     ):
-        states, affine = States(v0, threshold, tau), Affine(weight, bias, mean, variance)
+        states, affine = states_of(v0, threshold, tau), Affine(weight, bias, mean, variance)
         found = normalized_forward(current, residual, states, affine, options)
         spikes, v_last, potential, checkpoints, batch_moments, tables, tracked = found
         if move is not None:
@@ -95,7 +96,7 @@ class NormalizedIntegrate(Function):
 
         def compute(grad_spikes, grad_v_last, grad_potential, *saved):
             current, residual, v0, threshold, tau, weight, bias, batch_moments, tables, checkpoints, count = saved
-            sent, states = Gradients(grad_spikes, grad_v_last, grad_potential), States(v0, threshold, tau)
+            sent, states = Gradients(grad_spikes, grad_v_last, grad_potential), states_of(v0, threshold, tau)
             kept = Kept(weight, bias, batch_moments, tables, checkpoints, None, None)
             if count is not None and wanted & CURRENT:
                 sums = gradient_sums(sent, current, residual, states, kept, options)

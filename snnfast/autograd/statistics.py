@@ -60,7 +60,7 @@ def track(mean: Tensor, variance: Tensor, found: Tensor, momentum: float | Tenso
     """
     exact = isinstance(momentum, Tensor)
     share = (found.double() if exact else found) * momentum
-    for running, part in ((mean, share[0]), (variance, share[1])):
+    for running, part in zip((mean, variance), share.unbind(), strict=True):
         if exact:
             running.copy_(running.double() * (1 - momentum) + part)
         elif momentum == 1:

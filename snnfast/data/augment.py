@@ -191,5 +191,5 @@ def _check_strength(name: str, value: float) -> None:
 
 
 CIFAR = Augmentation()
-"""What the paper names for CIFAR-10 and CIFAR-100. It gives no strengths: the padding of 4 is the field's, the jitter's
+"""What the paper names for CIFAR-10 and CIFAR-100. It gives no strengths; the padding of 4 is the field's, the jitter's
 are mild ones of our choice."""

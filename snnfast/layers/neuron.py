@@ -14,7 +14,7 @@ from snnfast.dynamics import Dynamics, check_dtype, check_time_dim, flag, given_
 from snnfast.layers.base import Layer, as_leaf
 from snnfast.layers.state_dict import WithNumbers, read_surrogate, write_surrogate
 from snnfast.layers.tables import LOGITS, logit_of, reset_tables, set_table, show_table, start_of, write_table
-from snnfast.ops.options import LAST, States
+from snnfast.ops.options import LAST, States, states_of
 from snnfast.ops.recording import refuse_to_record
 from snnfast.surrogate import Surrogate
 
@@ -151,7 +151,7 @@ class Neuron(WithNumbers, Layer):
         """The spikes of one call, with the carried state in and out. ``arguments`` are those of ``_run``."""
         threshold, tau = self._tables()
         if not self.carry_state:
-            return self._run(current, States(None, threshold, tau), 0, *arguments)[0]
+            return self._run(current, states_of(None, threshold, tau), 0, *arguments)[0]
         if "_is_replica" in self.__dict__:
             raise RuntimeError(
                 f"{type(self).__name__} with carry_state=True runs as one of DataParallel's replicas, which are thrown "
@@ -175,7 +175,7 @@ class Neuron(WithNumbers, Layer):
                 v0 = v0.clone()  # backward may not keep an inference tensor
         if v0 is not None and isinstance(current, Tensor):
             v0 = v0.to(current.device)
-        spikes, v_last, _ = self._run(current, States(v0, threshold, tau), LAST, *arguments)
+        spikes, v_last, _ = self._run(current, states_of(v0, threshold, tau), LAST, *arguments)
         self._state = v_last
         return spikes
 

@@ -306,18 +306,23 @@ class pack_spikes:
         model: names the layers in ``by_layer`` as its ``named_modules()`` does, itself by its class. Without it, or
             outside of it, layers go by their classes.
 
-    Attributes, over everything saved since the context was made; inputs of the network and other activations count,
-    also where they outlive the graph anyway:
+    Its figures are over everything saved since the context was made; inputs of the network and other activations
+    count, also where they outlive the graph anyway.
+
+    Attributes:
         kept_bytes (int): bytes kept for backward, each distinct storage counted once (as a whole), and the bits of
             a packed one once in its place. Without what parameter_bytes counts.
         parameter_bytes (int): bytes of the parameters, views of them, and buffers of the layer that saves them, which
             live anyway.
         by_layer (dict[str, int]): kept_bytes by the innermost module running when a storage was first saved;
             "(no module)" where there was none.
-        packed_tensors (int): distinct spike tensors packed; unpacked_bytes, packed_bytes: their size before and after.
-        saved_packed, saved_changed, saved_copied, saved_other (int): how often a tensor was saved packed; and whole,
-            because it was changed in place since it held spikes, because it is a copy of a copy of spikes, or because
-            it is not spikes (a parameter, say).
+        packed_tensors (int): distinct spike tensors packed.
+        unpacked_bytes (int): their size before.
+        packed_bytes (int): their size after.
+        saved_packed (int): how often a tensor was saved packed.
+        saved_changed (int): how often one was saved whole because it was changed in place since it held spikes.
+        saved_copied (int): how often whole because it is a copy of a copy of spikes.
+        saved_other (int): how often whole because it is not spikes (a parameter, say).
 
     Raises:
         TypeError: model is not an nn.Module.

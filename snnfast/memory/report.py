@@ -42,7 +42,7 @@ class LayerMemory:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What :func:`memory_report` found; ``str()`` of it is a table.
+    """What :func:`snnfast.memory_report` found; ``str()`` of it is a table.
 
     Attributes:
         rows: the layers that keep something, in the model's order.
@@ -214,7 +214,7 @@ def memory_report(model: nn.Module, sample: Tensor | tuple[Any, ...]) -> MemoryR
         sample: its input, a tensor (of any shape and dtype that it takes), or a tuple of its arguments.
 
     Returns:
-        A :class:`MemoryReport`, in bytes; its ``str()`` is a table.
+        A :class:`~snnfast.memory.report.MemoryReport`, in bytes; its ``str()`` is a table.
 
     Raises:
         TypeError: model or sample of another type.

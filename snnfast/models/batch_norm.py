@@ -27,7 +27,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     gradients are of this process's own part, and there is no second derivative.
 
     Args:
-        *args, **kwargs: those of nn.BatchNorm2d.
+        args, kwargs: those of nn.BatchNorm2d.
         process_group: a torch.distributed process group, "world" for all processes, or None for this one alone. An
             attribute, not part of the state dict; :func:`synchronize` sets it. Python can copy and pickle "world", but
             no group.

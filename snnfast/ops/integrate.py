@@ -8,8 +8,6 @@ itself and takes the surrogate for it alone.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -52,14 +50,8 @@ FORWARD_OUTPUTS = ("current", "state", "state", "state")
 """Whose dtype spikes, v_last, potential and checkpoints have."""
 
 
-class Found(NamedTuple):
-    """The gradients that a backward pass has found, None where they were not wanted."""
-
-    current: Tensor | None
-    initial: Tensor | None
-    threshold: Tensor | None
-    tau: Tensor | None
-    residual: Tensor | None
+Found = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""The gradients of current, v0, threshold, tau and residual, None where they were not wanted."""
 
 
 def run_forward(
@@ -157,7 +149,7 @@ def run_backward(step: Step, call: core.BackwardCall, states: States, options: O
         grad_threshold = step.table_gradient(call.grad_threshold, threshold).to(threshold.dtype)
     if call.grad_tau is not None and tau is not None:
         grad_tau = (step.table_gradient(call.grad_tau, tau) / tau.double().square()).to(tau.dtype)
-    return Found(grad_current, call.grad_initial, grad_threshold, grad_tau, grad_residual)
+    return grad_current, call.grad_initial, grad_threshold, grad_tau, grad_residual
 
 
 def with_current(options: Options) -> Options:
@@ -176,7 +168,9 @@ def backward(
     """The gradients of current (always: no kernel leaves it out), v0, threshold and tau."""
     options = with_current(options)
     step = prepare(current, None, states, options, gradients=gradients)
-    return run_backward(step, backward_call(step, options, checkpoints, None), states, options)[:4]
+    call = backward_call(step, options, checkpoints, None)
+    grad_current, grad_v0, grad_threshold, grad_tau, _ = run_backward(step, call, states, options)
+    return grad_current, grad_v0, grad_threshold, grad_tau
 
 
 def forward_shapes(
@@ -208,7 +202,7 @@ def gradient_shapes(
         return torch.empty_like(table, memory_format=torch.contiguous_format)
 
     residual_held = residual is not None and residual.dim() < spikes.dim()
-    return Found(
+    return (
         torch.empty_like(current) if wanted & CURRENT else current.new_empty(0),
         torch.empty_like(one_step, dtype=state) if wanted & INITIAL else current.new_empty(0, dtype=state),
         table_gradient(threshold, THRESHOLD),

@@ -28,7 +28,17 @@ from snnfast.ops.integrate import (
     run_backward,
     run_forward,
 )
-from snnfast.ops.options import BIAS, CHECKPOINTS, CURRENT, SCHEMAS, WEIGHT, Gradients, NormalizedOptions, States
+from snnfast.ops.options import (
+    BIAS,
+    CHECKPOINTS,
+    CURRENT,
+    NO_STATES,
+    SCHEMAS,
+    WEIGHT,
+    Gradients,
+    NormalizedOptions,
+    States,
+)
 from snnfast.ops.registry import op
 from snnfast.ops.step import Step, prepare
 
@@ -72,7 +82,7 @@ class Kept(NamedTuple):
 
 def as_read(weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
     """Parameters as the core reads them, and their dtype's code: as given where both have one dtype."""
-    given = [None if t is None else t.detach().contiguous() for t in (weight, bias)]
+    given = [t if t is None or t.is_contiguous() else t.contiguous() for t in (weight, bias)]
     dtypes = {t.dtype for t in given if t is not None}
     if len(dtypes) > 1:
         given = [None if t is None else t.to(torch.float64) for t in given]
@@ -259,7 +269,7 @@ def backward_results(
 def batch_moments(current: Tensor, options: NormalizedOptions) -> Tensor:
     """[2, C] moments of this process's batch."""
     channels = channels_of(current, options.steps is not None)
-    step = prepare(current, None, States(None, None, None), options, channels)
+    step = prepare(current, None, NO_STATES, options, channels)
     return statistics(step, current.numel(), Affine(None, None, None, None), options)[0]
 
 

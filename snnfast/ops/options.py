@@ -12,6 +12,7 @@ __all__ = [
     "CURRENT",
     "INITIAL",
     "LAST",
+    "NO_STATES",
     "POTENTIAL",
     "RESIDUAL",
     "SCHEMAS",
@@ -22,6 +23,7 @@ __all__ = [
     "NormalizedOptions",
     "Options",
     "States",
+    "states_of",
 ]
 
 # Bits of `outputs`: the optional ones of a forward pass, and the gradients that a backward pass is asked for.
@@ -35,6 +37,15 @@ class States(NamedTuple):
     v0: Tensor | None
     threshold: Tensor | None
     tau: Tensor | None
+
+
+NO_STATES = States(None, None, None)
+"""Of neurons without tensors, once for all their calls."""
+
+
+def states_of(v0: Tensor | None, threshold: Tensor | None, tau: Tensor | None) -> States:
+    """The tensors as a group."""
+    return NO_STATES if v0 is None and threshold is None and tau is None else States(v0, threshold, tau)
 
 
 class Gradients(NamedTuple):

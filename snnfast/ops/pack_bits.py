@@ -61,7 +61,7 @@ def pack(spikes: Tensor) -> Tensor:
     count = spikes.numel()
     bits = torch.empty((count + 7) // 8, dtype=torch.uint8, device=spikes.device)
     if count:
-        call = core.PackCall(dtype=DTYPE_CODES[spikes.dtype], count=count, spikes=spikes, bits=bits)
+        call = core.PackBitsCall(dtype=DTYPE_CODES[spikes.dtype], count=count, spikes=spikes, bits=bits)
         backends.of(spikes).pack_bits(call)
     return bits
 
@@ -70,7 +70,9 @@ def unpack(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     check_bits(bits, count, dtype)
     spikes = torch.empty(count, dtype=dtype, device=bits.device)
     if count:
-        backends.of(bits).unpack_bits(core.UnpackCall(dtype=DTYPE_CODES[dtype], count=count, bits=bits, spikes=spikes))
+        backends.of(bits).unpack_bits(
+            core.UnpackBitsCall(dtype=DTYPE_CODES[dtype], count=count, bits=bits, spikes=spikes)
+        )
     return spikes
 
 

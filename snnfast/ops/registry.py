@@ -17,6 +17,7 @@ from torch.autograd.function import Function
 from torch.compiler import is_dynamo_compiling
 
 from snnfast.dynamics import state_dtype
+from snnfast.ops.options import NO_STATES
 
 __all__ = ["WithoutDerivative", "any_batched", "complete", "gradient_of", "op"]
 
@@ -73,11 +74,6 @@ class WithoutDerivative(Function):
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(ctx.words)
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is its memory: no wrapper of others, no view that means the negative of what it shows."""
-    return type(tensor) in PLAIN_TENSORS and not tensor.is_neg()
 
 
 Group = type[tuple[Any, ...]]
@@ -139,7 +135,7 @@ def op(
     """
     name = schema.partition("(")[0]
     position = int(of_gradients)
-    tensors = [i for i, group in enumerate(groups) if group is None]
+    others = [i for i, group in enumerate(groups) if group is None and i != position]
     groups_of_tensors = [i for i, group in enumerate(groups) if group is not None and "outputs" not in vars(group)]
 
     def implemented(*arguments: Any) -> Any:
@@ -167,22 +163,28 @@ def op(
     torch.library.register_fake(f"snnfast::{name}", grouped(shapes, groups), lib=library)
     dispatched = getattr(torch.ops.snnfast, name).default
 
-    def all_plain(arguments: tuple[Any, ...]) -> bool:
-        for i in tensors:
-            argument = arguments[i]
-            if isinstance(argument, Tensor) and not is_plain(argument):
-                return False
+    # A tensor is plain that is its memory: no wrapper of others, no view that means the negative of what it shows. The
+    # question is written out: as a function of one tensor it would cost a small layer more than its kernel.
+
+    def others_plain(arguments: tuple[Any, ...]) -> bool:
         for i in groups_of_tensors:
-            for t in arguments[i]:
-                if t is not None and not is_plain(t):
-                    return False
+            if arguments[i] is not NO_STATES:
+                for t in arguments[i]:
+                    if t is not None and (type(t) not in PLAIN_TENSORS or t.is_neg()):
+                        return False
+        for i in others:
+            t = arguments[i]
+            if isinstance(t, Tensor) and (type(t) not in PLAIN_TENSORS or t.is_neg()):
+                return False
         return True
 
     def call(*arguments: Any) -> Any:
         tensor = arguments[position]
         if (
             not is_dynamo_compiling()
-            and all_plain(arguments)
+            and type(tensor) in PLAIN_TENSORS
+            and not tensor.is_neg()
+            and others_plain(arguments)
             and (tensor.is_cpu or tensor.is_cuda)
             and dispatch_modes() == 0
             and function_modes() == 0

@@ -61,7 +61,7 @@ def coefficients_of(
     options: Options | NormalizedOptions,
     channels: int,
     dtype: torch.dtype,
-) -> core.Coefficients:
+) -> core.ChannelCoefficients:
     """Thresholds and time constants given as tensors, as what the core reads."""
 
     def table(values: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def coefficients_of(
         if reset_value and not flags & SOFT:
             # A number divided by a tensor would be the number times its reciprocal, rounded twice.
             drive = table(torch.full_like(wide, reset_value) / wide)
-    return core.Coefficients(
+    return core.ChannelCoefficients(
         threshold=None if threshold is None else table(threshold), leak=leak, gain=gain, drive=drive
     )
 
@@ -97,7 +97,7 @@ class Step:
     dtype: torch.dtype  # of currents and spikes
     state: torch.dtype
     dynamics: core.Dynamics
-    coefficients: core.Coefficients | None
+    coefficients: core.ChannelCoefficients | None
     current: Tensor
     residual: Tensor | None
     initial: Tensor | None
@@ -110,10 +110,11 @@ class Step:
 
     def empty(self, held: bool = False, state: bool = False) -> Tensor:
         """A tensor to be written by a kernel: with time or, where what it belongs to is held, without."""
-        p, dtype = self.plan, self.state if state else self.dtype
-        if held:
-            return torch.empty_strided(p.state_shape, p.state_strides, dtype=dtype, device=self.current.device)
-        return torch.empty_strided(p.shape, p.run_strides, dtype=dtype, device=self.current.device)
+        p = self.plan
+        shape, strides = (p.state_shape, p.state_strides) if held else (p.shape, p.run_strides)
+        if state:
+            return torch.empty_strided(shape, strides, dtype=self.state, device=self.current.device)
+        return self.current.new_empty_strided(shape, strides)
 
     def per_neuron(self, *arrays: int) -> Tensor:
         return torch.empty(*arrays, self.plan.neurons, dtype=self.state, device=self.current.device)
@@ -155,7 +156,7 @@ def prepare(
     """
     state, dtype = state_dtype(current.dtype), current.dtype
     v0, threshold, tau = states
-    grad_spikes, _, grad_potential = gradients
+    grad_spikes, grad_last, grad_potential = gradients
     tables = threshold is not None or tau is not None
     if channels is None:
         channels = channels_of_tables(threshold, tau) if tables else 1
@@ -179,7 +180,7 @@ def prepare(
             current = with_or_without_time(current, p, held, dtype)
         if residual is not None and p.copy_residual:
             residual = with_or_without_time(residual, p, residual_held, dtype)
-        if gradients is not NO_GRADIENTS:
+        if p.copy_grad_spikes or p.copy_grad_potential or grad_last is not None:
             gradients = readable_gradients(gradients, p, dtype, state)
         v0 = None if v0 is None else as_state(v0, p, state)
     threshold_value, tau_value, reset_value, _, _ = options.neuron

@@ -85,7 +85,8 @@ def train(options: TrainOptions, *, resume: bool = False) -> Run:
             the same numbers, bit for bit, on the same machine.
 
     Raises:
-        What :mod:`snnfast.training` lists. Where it does, the last checkpoint is there to go on from.
+        OptionError, OutputError, CheckpointError, DivergedError, snnfast.data.DataError: see :mod:`snnfast.training`.
+            The last checkpoint is there to go on from.
     """
     with (
         joined(choose_device(options.device)) as (processes, own_device),
