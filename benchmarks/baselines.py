@@ -1,7 +1,8 @@
 """The implementations that are compared, as data: what each is called, where it runs, how it is built.
 
 A side is a callable `forward(current, steps=None) -> output`, built by `Baseline.make(neuron, device)`. To add one, add
-a `Baseline` to `BASELINES`; to let one run a further kind of neuron, add the kind to its `make`.
+a `Baseline` to `BASELINES`, or, of another library, its arguments to `ADAPTERS` in `peers.py`; to let one run a further
+kind of neuron, add the kind to its `make`.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ BASELINES: tuple[Baseline, ...] = (
     ),
     Baseline("copy", "copy", _make_copy, yardstick=True, forward_only=True, note="out of place, into a fresh tensor"),
     Baseline("matmul", "linear alone", _make_no_neuron, yardstick=True, note="the block without its neuron"),
-    *(Baseline(**peer) for peer in peers.PEERS),
+    *(Baseline(**peer) for peer in peers.ADAPTERS),
 )
 
 

@@ -13,11 +13,14 @@ from snnfast import surrogate
 
 from .batch_norm import over_time
 from .neuron import Forward, Neuron
+from .peers import ADAPTERS
 
 CHECKPOINT_STEPS = 16
 """Beyond this many steps the forward pass in training keeps the potential at every K-th."""
 
-PEERS = ("spikingjelly", "spikingjelly-native", "spikingjelly-triton", "spikingjelly-torch", "snntorch", "norse")
+PEER_SIDES: tuple[str, ...] = tuple(adapter["name"] for adapter in ADAPTERS)
+"""All sides of other libraries."""
+
 LOOPS = ("snnfast", "naive", "relu", "copy")
 
 
@@ -183,7 +186,7 @@ def _headline() -> Iterable[Case]:
             "one layer, training, beside other libraries",
             shape,
             seconds=4.0,
-            sides=LOOPS + compiled + PEERS,
+            sides=LOOPS + compiled + PEER_SIDES,
             suites=frozenset({"default"}),
         )
         yield Case(
@@ -192,7 +195,7 @@ def _headline() -> Iterable[Case]:
             shape,
             suites=FULL,
             seconds=20.0,
-            sides=(*LOOPS, "compiled", *PEERS),
+            sides=(*LOOPS, "compiled", *PEER_SIDES),
         )
     for shape in SHAPES:
         yield Case(
@@ -200,7 +203,7 @@ def _headline() -> Iterable[Case]:
             "one layer, inference",
             shape,
             training=False,
-            sides=LOOPS + PEERS,
+            sides=LOOPS + PEER_SIDES,
             seconds=2.0,
         )
     yield Case("if-quick", "one layer, training", (4, 4, 8, 8, 8), suites=frozenset({"quick"}), seconds=0.2)
@@ -225,7 +228,7 @@ def _over_time() -> Iterable[Case]:
                 "over T, compiled loop and peers",
                 (steps, 8, 32, 16, 16),
                 suites=FULL,
-                sides=(*LOOPS, "compiled", *PEERS),
+                sides=(*LOOPS, "compiled", *PEER_SIDES),
                 seconds=3.0,
             )
     for steps in (1, 3):
@@ -253,15 +256,15 @@ def _variants() -> Iterable[Case]:
         name = str(dtype).removeprefix("torch.")
         peers = ("spikingjelly-native", "spikingjelly-triton", "spikingjelly-torch")
         yield Case(f"dtype-{name}", "dtypes", shape, dtype=dtype, sides=LOOPS + peers)
-    yield Case("soft", "dynamics", shape, neuron=Neuron("IF", {"reset": "soft"}), sides=LOOPS + PEERS)
+    yield Case("soft", "dynamics", shape, neuron=Neuron("IF", {"reset": "soft"}), sides=LOOPS + PEER_SIDES)
     yield Case("hard-attached", "dynamics", shape, neuron=Neuron("IF", {"detach_reset": False}), suites=FULL)
-    yield Case("lif", "dynamics", shape, neuron=Neuron("LIF", {"tau": 2.0}), sides=LOOPS + PEERS)
+    yield Case("lif", "dynamics", shape, neuron=Neuron("LIF", {"tau": 2.0}), sides=LOOPS + PEER_SIDES)
     yield Case(
         "lif-undecayed",
         "dynamics",
         shape,
         neuron=Neuron("LIF", {"tau": 2.0, "decay_input": False}),
-        sides=LOOPS + PEERS,
+        sides=LOOPS + PEER_SIDES,
         suites=FULL,
     )
     yield Case(
@@ -280,7 +283,7 @@ def _variants() -> Iterable[Case]:
 
 def _batch_norm() -> Iterable[Case]:
     sides = ("snnfast", "naive", "unfused", "relu", "copy")
-    everyone = (*sides, "compiled", *PEERS)
+    everyone = (*sides, "compiled", *PEER_SIDES)
     for shape, suites in ((SHAPES[1], BOTH), (SHAPES[0], FULL), (SHAPES[2], FULL)):
         neuron = Neuron("BatchNormIF", {"num_features": shape[2]})
         name, group = _short(shape), "batch norm + IF, training"
@@ -343,7 +346,7 @@ def _published() -> Iterable[Case]:
             (500, 16, n),
             neuron=neuron,
             block="linear",
-            sides=("snnfast", "naive", "matmul", *PEERS),
+            sides=("snnfast", "naive", "matmul", *PEER_SIDES),
             suites=FULL,
             seconds=20.0,
             devices=devices,

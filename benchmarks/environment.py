@@ -19,6 +19,8 @@ import torch
 
 import snnfast
 
+from .peers import LIBRARIES
+
 ALLOCATORS = ("jemalloc", "tcmalloc")
 
 # jemalloc as it comes gives the pages of a large tensor back at once and asks for fresh ones at the next: a copy of
@@ -117,7 +119,7 @@ def _cpu_model() -> str:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in ("snnfast", "torch", "numpy", "triton", "spikingjelly", "snntorch", "norse"):
+    for package in ("snnfast", "torch", "numpy", "triton", *LIBRARIES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions

@@ -219,7 +219,11 @@ def _norse(neuron: Neuron, device: torch.device) -> Forward:
 
 _FULL_PRECISION = (torch.float32, torch.float64)
 
-PEERS: tuple[dict[str, Any], ...] = (
+LIBRARIES = ("spikingjelly", "snntorch", "norse")
+"""The packages: what a side's name begins with, and what results give the version of."""
+
+# The sides of these libraries: the arguments of `Baseline`, which imports this module.
+ADAPTERS: tuple[dict[str, Any], ...] = (
     dict(
         name="spikingjelly",
         title="SpikingJelly 2.0",

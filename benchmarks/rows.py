@@ -11,6 +11,7 @@ from typing import Any
 
 from .baselines import OURS
 from .measure import ratio
+from .peers import LIBRARIES
 
 Row = Mapping[str, Any]
 """Values by column; a None is an empty cell, and so is a column that is not there."""
@@ -64,8 +65,6 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """The columns of each kind, whose file is ``KIND.csv``."""
 
-_PEERS = ("spikingjelly", "snntorch", "norse")
-
 
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`snnfast.benchmarks.environment.describe` found, as far as rows have it."""
@@ -118,7 +117,7 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 def _version(side: str, environment: Mapping[str, Any]) -> str | None:
     """Of the library that a side is of; None for ours and torch's, whose versions the row has anyway."""
-    return next((environment["versions"].get(peer) for peer in _PEERS if side.startswith(peer)), None)
+    return next((environment["versions"].get(library) for library in LIBRARIES if side.startswith(library)), None)
 
 
 def check(folder: Path, kinds: Sequence[str]) -> None:

@@ -1,10 +1,22 @@
-"""Names of drawn configurations: what a case's id says, and what a failed case prints beside it."""
+"""What a case's id says: a value in few words, or a drawn configuration, and what a failed one prints beside it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
+
+
+def shown(value: Any) -> str:
+    """A value in few words, for ids (``ids=shown``) and messages."""
+    if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_nested or value.is_mkldnn):
+        return f"{value.layout} {value.dtype}{' nested' if value.is_nested else ''}"
+    if isinstance(value, type):
+        return value.__name__
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else f"{text[:25]}...{text[-5:]}"
+
 
 # Values whose own text would not say which option they belong to; None: the value is its own name.
 WORDS: dict[str, dict[Any, str] | str | None] = {
@@ -38,6 +50,8 @@ ALWAYS = ("neuron", "steps")  # said even where they are the plainest: a name is
 def word(option: str, value: Any) -> str:
     words = WORDS[option]
     if isinstance(words, dict):
+        if value not in words:
+            raise LookupError(f"tests/naming.py has no word for {option}={value!r}: add it to WORDS[{option!r}]")
         return words[value]
     if isinstance(value, tuple):
         value = "x".join(map(str, value))
@@ -45,7 +59,14 @@ def word(option: str, value: Any) -> str:
 
 
 def name_of(configuration: dict[str, Any], options: dict[str, list[Any]]) -> str:
-    """The options that differ from the plainest, which is the first value of each."""
+    """The options that differ from the plainest, which is the first value of each.
+
+    Raises:
+        LookupError: an option, or a value of one, that has no words.
+    """
+    for option in options:
+        if option not in WORDS:
+            raise LookupError(f"tests/naming.py has no words for the option {option!r}: add it to WORDS")
     named = [
         option
         for option in WORDS

@@ -1,4 +1,4 @@
-"""What the tests of pack_spikes share."""
+"""What the tests of pack_spikes share: networks, results with and without it, and that nothing is left behind."""
 
 from __future__ import annotations
 

@@ -144,12 +144,17 @@ def test_a_cpu_seed_gives_the_same_augmentation_on_a_gpu(images: torch.Tensor) -
     assert CIFAR(images.cuda(), own).device.type == "cuda"
 
 
-def test_images_of_another_kind_are_refused(images: torch.Tensor) -> None:
-    for function in (horizontal_flip, random_crop, color_jitter, CIFAR):
-        with pytest.raises(TypeError, match=r"float tensor .* got torch\.uint8"):
-            function((255 * images).byte())
-        with pytest.raises(ValueError, match=r"\[B, C, H, W\], got \[3, 7, 9\]"):
-            function(images[0])
+@pytest.mark.parametrize(
+    "function", [horizontal_flip, random_crop, color_jitter, CIFAR], ids=["flip", "crop", "jitter", "CIFAR"]
+)
+def test_images_of_another_kind_are_refused(function, images: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match=r"float tensor .* got torch\.uint8"):
+        function((255 * images).byte())
+    with pytest.raises(ValueError, match=r"\[B, C, H, W\], got \[3, 7, 9\]"):
+        function(images[0])
+
+
+def test_grey_images_have_no_colours_to_change(images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"RGB images .* got \[200, 1, 7, 9\]"):
         color_jitter(images[:, :1])
 

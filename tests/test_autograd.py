@@ -53,17 +53,17 @@ def agree(found, wanted, bound=BOUND) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 15, 16, 17, 32, 33, 1000])
 @pytest.mark.parametrize("reset", ["hard", "soft"])
-def test_any_number_of_steps(kernels, reset, steps):
+@pytest.mark.parametrize("detached", [True, False], ids=["detached", "attached"])
+def test_any_number_of_steps(kernels, reset, steps, detached):
     leaves = Leaves(steps, kernels.device, (2, 3, 3) if steps > 100 else (3, 4, 5))
-    for detached in (True, False):
-        results = []
-        for module in (sf.functional, sf.reference):
-            outputs = leaves.run(module, reset=reset, detach_reset=detached)
-            sent = [normal(*y.shape, seed=i + 2, device=kernels.device) for i, y in enumerate(outputs)]
-            results.append((outputs, torch.autograd.grad(outputs, leaves.all(), sent)))
-        (outputs, gradients), (wanted, wanted_gradients) = results
-        assert all(torch.equal(a, b) for a, b in zip(outputs, wanted, strict=True))
-        agree(gradients, wanted_gradients, 1e-10 if steps == 1000 else BOUND)
+    results = []
+    for module in (sf.functional, sf.reference):
+        outputs = leaves.run(module, reset=reset, detach_reset=detached)
+        sent = [normal(*y.shape, seed=i + 2, device=kernels.device) for i, y in enumerate(outputs)]
+        results.append((outputs, torch.autograd.grad(outputs, leaves.all(), sent)))
+    (outputs, gradients), (wanted, wanted_gradients) = results
+    assert all(torch.equal(a, b) for a, b in zip(outputs, wanted, strict=True))
+    agree(gradients, wanted_gradients, 1e-10 if steps == 1000 else BOUND)
 
 
 USED = [c for n in (1, 2, 3) for c in itertools.combinations(range(3), n)]
@@ -236,15 +236,15 @@ def test_a_gradient_penalty_is_refused_by_the_layers_name(name, steps):
 
 
 @pytest.mark.parametrize("wanted", NAMES)
-def test_a_second_derivative_is_refused_whatever_requires_grad(wanted):
+@pytest.mark.parametrize("output", [0, 1, 2], ids=["of spikes", "of v_last", "of potential"])
+def test_a_second_derivative_is_refused_whatever_requires_grad(wanted, output):
     leaves = Leaves(5)
     for name in NAMES:
         getattr(leaves, name).requires_grad_(name == wanted)
-    spikes, v_last, potential = leaves.run(sf.functional)
-    for y in (spikes, v_last, potential):
-        (gradient,) = torch.autograd.grad(y.sum(), getattr(leaves, wanted), create_graph=True)
-        with pytest.raises(NotImplementedError, match="leaky_integrate_and_fire has no second derivative"):
-            gradient.sum().backward()
+    y = leaves.run(sf.functional)[output]
+    (gradient,) = torch.autograd.grad(y.sum(), getattr(leaves, wanted), create_graph=True)
+    with pytest.raises(NotImplementedError, match="leaky_integrate_and_fire has no second derivative"):
+        gradient.sum().backward()
 
 
 def test_a_penalty_through_weights_before_and_after_is_refused():
@@ -273,22 +273,23 @@ CALLS = {
 calls = pytest.mark.parametrize("name", CALLS)
 
 
+TRANSFORMS = {
+    "grad": lambda call, x: torch.func.grad(lambda x: call(x).sum())(x),
+    "vmap": lambda call, x: torch.func.vmap(call)(x),
+    "vmap over the batch": lambda call, x: torch.func.vmap(call, in_dims=1, out_dims=1)(x),
+    "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,)),
+    "vjp": lambda call, x: torch.func.vjp(call, x),
+    "jacrev": lambda call, x: torch.func.jacrev(call)(x),
+    "jacfwd": lambda call, x: torch.func.jacfwd(call)(x),
+    "hessian": lambda call, x: torch.func.hessian(lambda x: call(x).sum())(x),
+}
+
+
 @calls
-def test_torch_func_is_refused_by_the_layers_name(name):
-    x, call = torch.randn(5, 4, 3), CALLS[name]
-    transforms = {
-        "grad": lambda: torch.func.grad(lambda x: call(x).sum())(x),
-        "vmap": lambda: torch.func.vmap(call)(x),
-        "vmap over the batch": lambda: torch.func.vmap(call, in_dims=1, out_dims=1)(x),
-        "jvp": lambda: torch.func.jvp(call, (x,), (x,)),
-        "vjp": lambda: torch.func.vjp(call, x),
-        "jacrev": lambda: torch.func.jacrev(call)(x),
-        "jacfwd": lambda: torch.func.jacfwd(call)(x),
-        "hessian": lambda: torch.func.hessian(lambda x: call(x).sum())(x),
-    }
-    for transform in transforms.values():
-        with pytest.raises(NotImplementedError, match=rf"\b{name}\b.*torch\.func"):
-            transform()
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_torch_func_is_refused_by_the_layers_name(name, transform):
+    with pytest.raises(NotImplementedError, match=rf"\b{name}\b.*torch\.func"):
+        TRANSFORMS[transform](CALLS[name], torch.randn(5, 4, 3))
 
 
 @calls

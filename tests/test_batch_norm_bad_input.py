@@ -2,117 +2,162 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
-from test_bad_input import no_kernel_runs, refused  # noqa: F401
+from naming import shown
+from refusals import X, each_of, no_kernel_runs, on, refused  # noqa: F401
 from torch import nn
 
 import snnfast as sf
 
 C = 3
-X = torch.zeros(4, 2, C, 5)
 CALL = sf.functional.batch_norm_integrate_and_fire
-LAYERS = [sf.BatchNormIF, sf.BatchNormLIF]
-layers = pytest.mark.parametrize("make", LAYERS, ids=lambda make: make.__name__)
+LAYERS = {"BatchNormIF": sf.BatchNormIF, "BatchNormLIF": sf.BatchNormLIF}
+layers = each_of(LAYERS)
 
-
-def everywhere(x=X, residual=None, **options):
-    """The function and both layers on the same arguments, as calls."""
-    return [
-        lambda: CALL(x, residual=residual, training=True, **options),
-        *[lambda make=make: make(C)(x, residual, **options) for make in LAYERS],
-    ]
+# The function and both layers, on the same arguments.
+CALLS = {
+    "function": lambda x=X, residual=None, **options: CALL(x, residual=residual, training=True, **options),
+    "BatchNormIF": lambda x=X, residual=None, **options: sf.BatchNormIF(C)(x, residual, **options),
+    "BatchNormLIF": lambda x=X, residual=None, **options: sf.BatchNormLIF(C)(x, residual, **options),
+}
+everywhere = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
 # Currents and residuals
 
 
-def test_currents_that_are_no_floating_point_tensors():
-    for x, words in (
-        ([1.0], ("TypeError", "list")),
-        (None, ("NoneType",)),
-        (X.long(), ("torch.int64", "float32")),
-        (X.to_sparse(), ("torch.sparse_coo", "dense")),
-    ):
-        for call in everywhere(x):
-            with refused(TypeError, "current", *words[-2:] if words[0] != "TypeError" else words[1:]):
-                call()
+@everywhere
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        ([1.0], ["list"]),
+        (None, ["NoneType"]),
+        (X.long(), ["torch.int64", "float32"]),
+        (X.to_sparse(), ["torch.sparse_coo", "dense"]),
+    ],
+    ids=["list", "None", "integers", "sparse"],
+)
+def test_currents_that_are_no_floating_point_tensors(call, x, words):
+    with refused(TypeError, "current", *words):
+        call(x)
 
 
-def test_currents_without_a_channel_dimension():
-    for call in everywhere(torch.zeros(4, 2)):
-        with refused(ValueError, "current", "channel", "[T, B, C, ...]", "[4, 2]"):
-            call()
-    for call in everywhere(torch.zeros(4), steps=3):
-        with refused(ValueError, "current", "channel", "[B, C, ...]", "[4]"):
-            call()
+@everywhere
+def test_currents_without_a_channel_dimension(call):
+    with refused(ValueError, "current", "channel", "[T, B, C, ...]", "[4, 2]"):
+        call(torch.zeros(4, 2))
+    with refused(ValueError, "current", "channel", "[B, C, ...]", "[4]"):
+        call(torch.zeros(4), steps=3)
+
+
+def test_currents_without_a_channel_dimension_and_time_second():
     with refused(ValueError, "current", "channel", "[B, T, C, ...]", "[4, 2]"):
         CALL(torch.zeros(4, 2), training=True, time_dim=1)
 
 
 @layers
-def test_another_number_of_channels_than_the_layers(make):
-    for x, steps in ((torch.zeros(4, 2, 7, 5), None), (torch.zeros(2, 7, 5), 4), (torch.zeros(4, 2, 1), None)):
-        with refused(
-            ValueError,
-            "current",
-            f"{C} channels",
-            "num_features",
-            f"got {x.shape[1 if steps else 2]}",
-            str(list(x.shape)),
-        ):
-            make(C)(x, steps=steps)
+@pytest.mark.parametrize(
+    ("shape", "steps"), [((4, 2, 7, 5), None), ((2, 7, 5), 4), ((4, 2, 1), None)], ids=["over time", "held", "fewer"]
+)
+def test_another_number_of_channels_than_the_layers(make, shape, steps):
+    got = f"got {shape[1 if steps else 2]}"
+    with refused(ValueError, "current", f"{C} channels", "num_features", got, str(list(shape))):
+        make(C)(torch.zeros(shape), steps=steps)
+
+
+@layers
+def test_another_number_of_channels_than_those_of_a_layer_without_tensors(make):
     with refused(ValueError, "current", f"{C} channels", "got 7"):
         make(C, affine=False, track_running_stats=False)(torch.zeros(4, 2, 7, 5))
 
 
-def test_residuals_of_another_shape():
-    for shape in ((4, 2, C, 4), (2, C, 5), (1, 2, C, 5), (4, 2, C, 5, 1), (4, 2, 1, 5), ()):
-        for call in everywhere(residual=torch.zeros(shape)):
-            with refused(ValueError, "residual", "[4, 2, 3, 5]", str(list(shape))):
-                call()
-    for call in everywhere(X[0], torch.zeros(5, 2, C, 5), steps=4):
-        with refused(ValueError, "residual", "[2, 3, 5] or [4, 2, 3, 5]", "got [5, 2, 3, 5]"):
-            call()
+@everywhere
+@pytest.mark.parametrize("shape", [(4, 2, C, 4), (2, C, 5), (1, 2, C, 5), (4, 2, C, 5, 1), (4, 2, 1, 5), ()], ids=str)
+def test_residuals_of_another_shape(call, shape):
+    with refused(ValueError, "residual", "[4, 2, 3, 5]", str(list(shape))):
+        call(residual=torch.zeros(shape))
+
+
+@everywhere
+def test_residuals_of_another_shape_beside_a_held_current(call):
+    with refused(ValueError, "residual", "[2, 3, 5] or [4, 2, 3, 5]", "got [5, 2, 3, 5]"):
+        call(X[0], torch.zeros(5, 2, C, 5), steps=4)
+
+
+def test_residuals_of_another_shape_beside_a_held_current_and_time_second():
     with refused(ValueError, "residual", "[2, 3, 5] or [2, 4, 3, 5]", "got [4, 2, 3, 5]"):
         CALL(X[0], residual=X, training=True, steps=4, time_dim=1)
 
 
-def test_residuals_of_another_dtype_device_or_type():
-    for dtype in (torch.float64, torch.bfloat16, torch.int64):
-        for call in everywhere(residual=X.to(dtype)):
-            with refused(TypeError, "residual", "torch.float32", str(dtype)):
-                call()
-    for call in everywhere(residual=X.to("meta")):
+@everywhere
+class TestResiduals:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64], ids=str)
+    def test_of_another_dtype(self, call, dtype):
+        with refused(TypeError, "residual", "torch.float32", str(dtype)):
+            call(residual=X.to(dtype))
+
+    def test_on_another_device(self, call):
         with refused(ValueError, "residual", "meta", "cpu"):
-            call()
-    for call in everywhere(residual=X.to_sparse()):
+            call(residual=X.to("meta"))
+
+    def test_that_are_sparse(self, call):
         with refused(TypeError, "residual", "dense", "torch.sparse_coo"):
-            call()
-    for what, name in ((1.0, "float"), ([1.0], "list"), (X.numpy(), "ndarray")):
-        for call in everywhere(residual=what):
-            with refused(TypeError, "residual", "tensor", name):
-                call()
+            call(residual=X.to_sparse())
+
+    @pytest.mark.parametrize("residual", [1.0, [1.0], X.numpy()], ids=lambda value: type(value).__name__)
+    def test_that_are_no_tensor(self, call, residual):
+        with refused(TypeError, "residual", "tensor", type(residual).__name__):
+            call(residual=residual)
+
+
+@everywhere
+@pytest.mark.parametrize("steps", [None, 4], ids=["over time", "held"])
+@pytest.mark.parametrize("shape", [(1, 1, C), (1, 1, C, 1, 1)], ids=str)
+def test_one_value_per_channel_is_refused_in_training_in_torchs_words(call, shape, steps):
+    with refused(ValueError, words_of_torch(shape), "got input size"):
+        call(torch.zeros(shape[1:] if steps else shape), steps=steps)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, C), (1, 1, C, 1, 1)], ids=str)
-def test_one_value_per_channel_is_refused_in_training_in_torchs_words(shape):
+def test_one_value_per_channel_is_refused_in_evaluation_without_running_statistics(shape):
+    with refused(ValueError, words_of_torch(shape)):
+        sf.BatchNormIF(C, track_running_stats=False).eval()(torch.zeros(shape))
+
+
+def words_of_torch(shape: tuple[int, ...]) -> str:
+    """What torch's batch norm says of one step of one value per channel, without the sizes."""
     with pytest.raises(ValueError) as of_torch:
         nn.functional.batch_norm(torch.zeros(shape[1:]), None, None, training=True)
-    words = str(of_torch.value).split(", got")[0]
-    for call in (*everywhere(torch.zeros(shape)), *everywhere(torch.zeros(shape[1:]), steps=4)):
-        with refused(ValueError, words, "got input size"):
-            call()
-    with refused(ValueError, words):
-        sf.BatchNormIF(C, track_running_stats=False).eval()(torch.zeros(shape))
+    return str(of_torch.value).split(", got")[0]
 
 
 # The function's tensors
 
 
-PER_CHANNEL = ["weight", "bias", "running_mean", "running_var"]
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+class TestTensorsPerChannel:
+    @pytest.mark.parametrize("shape", [(C + 1,), (1,), (), (C, 1)], ids=str)
+    def test_of_another_shape(self, name, training, shape):
+        with refused(ValueError, name, f"[{C}]", f"got {list(shape)}"):
+            CALL(X, training=training, **given(**{name: torch.ones(shape)}))
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
+    def test_of_another_dtype(self, name, training, dtype):
+        with refused(TypeError, name, "float32, float64, float16 or bfloat16", str(dtype)):
+            CALL(X, training=training, **given(**{name: torch.ones(C, dtype=dtype)}))
+
+    def test_on_another_device(self, name, training):
+        with refused(ValueError, name, "meta", "cpu"):
+            CALL(X, training=training, **given(**{name: torch.ones(C, device="meta")}))
+
+    def test_that_are_no_tensor(self, name, training):
+        with refused(TypeError, name, "tensor", "list"):
+            CALL(X, training=training, **given(**{name: [1.0] * C}))
 
 
 def given(**changed):
@@ -125,86 +170,78 @@ def given(**changed):
     return {**values, **changed}
 
 
-@pytest.mark.parametrize("name", PER_CHANNEL)
-@pytest.mark.parametrize("training", [True, False])
-def test_tensors_per_channel_of_another_shape_dtype_device_or_type(name, training):
-    for shape in ((C + 1,), (1,), (), (C, 1)):
-        with refused(ValueError, name, f"[{C}]", f"got {list(shape)}"):
-            CALL(X, training=training, **given(**{name: torch.ones(shape)}))
-    for dtype in (torch.int64, torch.complex64):
-        with refused(TypeError, name, "float32, float64, float16 or bfloat16", str(dtype)):
-            CALL(X, training=training, **given(**{name: torch.ones(C, dtype=dtype)}))
-    with refused(ValueError, name, "meta", "cpu"):
-        CALL(X, training=training, **given(**{name: torch.ones(C, device="meta")}))
-    with refused(TypeError, name, "tensor", "list"):
-        CALL(X, training=training, **given(**{name: [1.0] * C}))
-
-
 def test_running_statistics_that_are_missing():
     with refused(ValueError, "running_mean", "running_var", "training=False"):
         CALL(X, training=False)
-    for name in ("running_mean", "running_var"):
-        for training in (True, False):
-            with refused(ValueError, "running_mean", "running_var", "both or neither"):
-                CALL(X, training=training, **given(**{name: None}))
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_one_running_statistic_without_the_other(name, training):
+    with refused(ValueError, "running_mean", "running_var", "both or neither"):
+        CALL(X, training=training, **given(**{name: None}))
 
 
 # Options
 
 
-def makers():
-    """All that takes options of a normalization."""
-    return [lambda **o: CALL(X, training=True, **o), *[lambda make=make, **o: make(C, **o) for make in LAYERS]]
+# All that takes options of a normalization.
+NORMALIZED = {"function": on(CALL)} | {name: functools.partial(make, C) for name, make in LAYERS.items()}
 
 
-@pytest.mark.parametrize("make", makers(), ids=["function", "BatchNormIF", "BatchNormLIF"])
-def test_eps_and_momentum_out_of_range(make):
-    for eps in (-1e-5, math.nan, math.inf):
+@each_of(NORMALIZED)
+class TestOptions:
+    @pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf])
+    def test_eps_out_of_range(self, make, eps):
         with refused(ValueError, "eps", "finite and not negative", str(eps)):
             make(eps=eps)
-    for momentum in (-0.1, 1.1, math.nan, math.inf):
+
+    @pytest.mark.parametrize("momentum", [-0.1, 1.1, math.nan, math.inf])
+    def test_momentum_out_of_range(self, make, momentum):
         with refused(ValueError, "momentum", "between 0 and 1", str(momentum)):
             make(momentum=momentum)
-    for name in ("eps", "momentum"):
-        for value in ("0.1", True, [0.1]):
-            with refused(TypeError, name, "number", type(value).__name__):
-                make(**{name: value})
 
+    @pytest.mark.parametrize("name", ["eps", "momentum"])
+    @pytest.mark.parametrize("value", ["0.1", True, [0.1]], ids=shown)
+    def test_eps_and_momentum_that_are_no_number(self, make, name, value):
+        with refused(TypeError, name, "number", type(value).__name__):
+            make(**{name: value})
 
-@pytest.mark.parametrize("make", makers(), ids=["function", "BatchNormIF", "BatchNormLIF"])
-def test_process_groups_without_torch_distributed(make):
-    assert not torch.distributed.is_initialized()
-    for group in ("world", "nonsense", 3):
+    @pytest.mark.parametrize("group", ["world", "nonsense", 3])
+    def test_process_groups_without_torch_distributed(self, make, group):
+        assert not torch.distributed.is_initialized()
         with refused(ValueError, "process_group", repr(group), "not initialised", "init_process_group"):
             make(process_group=group)
 
+    def test_neuron_options_are_checked_as_everywhere(self, make):
+        with refused(ValueError, "reset", "'hard', 'soft'", "'soft-ish'"):
+            make(reset="soft-ish")
+        with refused(ValueError, "threshold", "-1"):
+            make(threshold=-1.0)
+        with refused(TypeError, "surrogate", "snnfast.reference"):
+            make(surrogate=lambda d: d)
+        with refused(ValueError, "time_dim", "0 or 1", "2"):
+            make(time_dim=2)
+
 
 @layers
-def test_features_that_are_no_number_of_channels(make):
-    for value in (3.0, "3", None, True, torch.tensor(3)):
-        with refused(TypeError, "num_features", "int", type(value).__name__):
-            make(value)
+@pytest.mark.parametrize("value", [3.0, "3", None, True, torch.tensor(3)], ids=shown)
+def test_features_that_are_no_number_of_channels(make, value):
+    with refused(TypeError, "num_features", "int", type(value).__name__):
+        make(value)
+
+
+@layers
+def test_a_negative_number_of_features(make):
     with refused(ValueError, "num_features", "negative", "-3"):
         make(-3)
 
 
 @layers
-def test_options_of_a_layer_that_are_no_flags(make):
-    for name in ("affine", "track_running_stats", "carry_state", "learn_threshold", "fire_on_equal"):
-        with refused(TypeError, name, "True or False", "1"):
-            make(C, **{name: 1})
-
-
-@pytest.mark.parametrize("make", makers(), ids=["function", "BatchNormIF", "BatchNormLIF"])
-def test_neuron_options_are_checked_as_everywhere(make):
-    with refused(ValueError, "reset", "'hard', 'soft'", "'soft-ish'"):
-        make(reset="soft-ish")
-    with refused(ValueError, "threshold", "-1"):
-        make(threshold=-1.0)
-    with refused(TypeError, "surrogate", "snnfast.reference"):
-        make(surrogate=lambda d: d)
-    with refused(ValueError, "time_dim", "0 or 1", "2"):
-        make(time_dim=2)
+@pytest.mark.parametrize("name", ["affine", "track_running_stats", "carry_state", "learn_threshold", "fire_on_equal"])
+def test_options_of_a_layer_that_are_no_flags(make, name):
+    with refused(TypeError, name, "True or False", "1"):
+        make(C, **{name: 1})
 
 
 def test_states_and_tables_that_do_not_fit():
@@ -218,11 +255,15 @@ def test_states_and_tables_that_do_not_fit():
         CALL(X[0], training=True, steps=0)
 
 
-def test_a_refused_call_leaves_the_running_statistics():
+@pytest.mark.parametrize(
+    "bad",
+    [{"residual": X[0]}, {"weight": torch.ones(1)}, {"v0": X}, {"momentum": 2.0}],
+    ids=lambda bad: next(iter(bad)),
+)
+def test_a_refused_call_leaves_the_running_statistics(bad):
     running = torch.zeros(C), torch.ones(C)
-    for bad in ({"residual": X[0]}, {"weight": torch.ones(1)}, {"v0": X}, {"momentum": 2.0}):
-        with pytest.raises((TypeError, ValueError)):
-            CALL(X + 5, training=True, running_mean=running[0], running_var=running[1], **bad)
+    with pytest.raises((TypeError, ValueError)):
+        CALL(X + 5, training=True, running_mean=running[0], running_var=running[1], **bad)
     assert torch.equal(running[0], torch.zeros(C)) and torch.equal(running[1], torch.ones(C))
 
 

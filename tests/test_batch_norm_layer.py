@@ -135,13 +135,13 @@ def test_state_dicts_interchange_with_torchs_both_ways(make, torch_layer, affine
         assert torch.equal(value, other.state_dict()[name])
 
 
-def test_a_state_dict_from_before_torch_counted_batches_loads():
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(C), sf.BatchNormIF(C)], ids=["torch", "BatchNormIF"])
+def test_a_state_dict_from_before_torch_counted_batches_loads(layer):
     old = nn.BatchNorm2d(C).state_dict()
     del old["num_batches_tracked"]
     old._metadata[""]["version"] = 1
-    for layer in (nn.BatchNorm2d(C), sf.BatchNormIF(C)):
-        layer.load_state_dict(old, strict=True)
-        assert layer.num_batches_tracked == 0
+    layer.load_state_dict(old, strict=True)
+    assert layer.num_batches_tracked == 0
 
 
 def test_the_surrogate_travels_with_the_state_dict():
@@ -185,29 +185,33 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ", ".join(o) or "defaults")
-def test_a_layer_is_its_function(options):
+@pytest.mark.parametrize(
+    ("make", "more"),
+    [(sf.BatchNormIF, {}), (sf.BatchNormLIF, {"tau": 3.0, "decay_input": False})],
+    ids=["BatchNormIF", "BatchNormLIF"],
+)
+def test_a_layer_is_its_function(options, make, more):
     x, residual = normal(6, 6, C, 4), normal(6, 6, C, 4, seed=1)
-    for make, more in ((sf.BatchNormIF, {}), (sf.BatchNormLIF, {"tau": 3.0, "decay_input": False})):
-        layer = trained(make, eps=1e-2, **{**options, **more})
-        for training in (True, False):
-            layer.train(training)
-            mean, variance = layer.running_mean.clone(), layer.running_var.clone()
-            spikes = layer(x, residual)
-            wanted, _ = sf.functional.batch_norm_integrate_and_fire(
-                x,
-                residual=residual,
-                weight=layer.weight,
-                bias=layer.bias,
-                running_mean=mean,
-                running_var=variance,
-                training=training,
-                momentum=0.1,
-                eps=1e-2,
-                **options,
-                **more,
-            )
-            assert torch.equal(spikes, wanted) and 0 < spikes.mean() < 1
-            assert torch.equal(layer.running_mean, mean) and torch.equal(layer.running_var, variance)
+    layer = trained(make, eps=1e-2, **{**options, **more})
+    for training in (True, False):
+        layer.train(training)
+        mean, variance = layer.running_mean.clone(), layer.running_var.clone()
+        spikes = layer(x, residual)
+        wanted, _ = sf.functional.batch_norm_integrate_and_fire(
+            x,
+            residual=residual,
+            weight=layer.weight,
+            bias=layer.bias,
+            running_mean=mean,
+            running_var=variance,
+            training=training,
+            momentum=0.1,
+            eps=1e-2,
+            **options,
+            **more,
+        )
+        assert torch.equal(spikes, wanted) and 0 < spikes.mean() < 1
+        assert torch.equal(layer.running_mean, mean) and torch.equal(layer.running_var, variance)
 
 
 def test_a_surrogate_and_a_threshold_may_be_assigned():
@@ -222,18 +226,18 @@ def test_a_surrogate_and_a_threshold_may_be_assigned():
 
 
 @pytest.mark.parametrize("time_dim", [0, 1])
-def test_pieces_of_a_sequence_carry_the_state_in_evaluation(time_dim):
-    for make in (sf.BatchNormIF, sf.BatchNormLIF):
-        layer = trained(make, threshold=0.7, carry_state=True, time_dim=time_dim).eval()
-        layer.reset_state()
-        x, residual = (normal(12, 3, C, 2, seed=i).transpose(0, time_dim) for i in range(2))
-        whole = layer(x, residual)
-        layer.reset_state()
-        pieces = zip(x.split(5, time_dim), residual.split(5, time_dim), strict=True)
-        assert torch.equal(torch.cat([layer(*piece) for piece in pieces], time_dim), whole)
-        assert layer.state is not None and layer.state.shape == (3, C, 2)
-        with pytest.raises(ValueError, match=r"reset_state\(\)"):
-            layer(x.narrow(1 - time_dim, 0, 2))
+@pytest.mark.parametrize("make", [sf.BatchNormIF, sf.BatchNormLIF])
+def test_pieces_of_a_sequence_carry_the_state_in_evaluation(time_dim, make):
+    layer = trained(make, threshold=0.7, carry_state=True, time_dim=time_dim).eval()
+    layer.reset_state()
+    x, residual = (normal(12, 3, C, 2, seed=i).transpose(0, time_dim) for i in range(2))
+    whole = layer(x, residual)
+    layer.reset_state()
+    pieces = zip(x.split(5, time_dim), residual.split(5, time_dim), strict=True)
+    assert torch.equal(torch.cat([layer(*piece) for piece in pieces], time_dim), whole)
+    assert layer.state is not None and layer.state.shape == (3, C, 2)
+    with pytest.raises(ValueError, match=r"reset_state\(\)"):
+        layer(x.narrow(1 - time_dim, 0, 2))
 
 
 def test_thresholds_and_time_constants_are_learned():
@@ -327,18 +331,18 @@ def test_layers_are_made_on_a_device_and_in_a_dtype():
 
 
 @pytest.mark.parametrize("shape", [(4, 0, C), (4, 0, C, 3, 3), (4, 2, C, 0, 3), (4, 2, 0), (4, 2, 0, 3, 3)], ids=str)
-def test_an_empty_batch_is_empty_and_leaves_finite_statistics(kernels, shape):
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_an_empty_batch_is_empty_and_leaves_finite_statistics(kernels, shape, training):
     layer = sf.BatchNormIF(shape[2]).to(kernels.device)
-    for training in (True, False):
-        layer.train(training)
-        layer.zero_grad()
-        x, residual = (torch.zeros(shape, device=kernels.device, requires_grad=True) for _ in range(2))
-        spikes = layer(x, residual)
-        assert spikes.shape == shape
-        spikes.sum().backward()
-        assert x.grad.shape == residual.grad.shape == shape
-        for parameter in (layer.weight, layer.bias):
-            assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+    layer.train(training)
+    layer.zero_grad()
+    x, residual = (torch.zeros(shape, device=kernels.device, requires_grad=True) for _ in range(2))
+    spikes = layer(x, residual)
+    assert spikes.shape == shape
+    spikes.sum().backward()
+    assert x.grad.shape == residual.grad.shape == shape
+    for parameter in (layer.weight, layer.bias):
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
     assert torch.equal(layer.running_mean, torch.zeros_like(layer.running_mean))
     assert torch.equal(layer.running_var, torch.ones_like(layer.running_var))
 

@@ -303,10 +303,10 @@ def test_a_normalized_current_is_checked_for_its_channels() -> None:
         layer._check_input_dim(torch.ones(3))
 
 
-def test_fuse_takes_a_layers_second_dimension_for_the_batch_not_for_channels() -> None:
+@pytest.mark.parametrize("layer", [sf.BatchNormIF(C), sf.BatchNormLIF(C)], ids=["BatchNormIF", "BatchNormLIF"])
+def test_fuse_takes_a_layers_second_dimension_for_the_batch_not_for_channels(layer) -> None:
     def before(i: int) -> tuple[str, int]:
         return "dimension", i
 
-    for layer in (sf.BatchNormIF(C), sf.BatchNormLIF(C)):
-        assert [of_module(layer, before, i) for i in range(3)] == [before(i) for i in range(3)]
+    assert [of_module(layer, before, i) for i in range(3)] == [before(i) for i in range(3)]
     assert of_module(nn.BatchNorm2d(C), before, 1) == (f"={C}",)

@@ -9,7 +9,7 @@ import torch
 
 import snnfast
 from snnfast import benchmarks, surrogate
-from snnfast.benchmarks import baselines, block_memory, cases, measure, report, run
+from snnfast.benchmarks import baselines, block_memory, cases, measure, peers, report, run
 from snnfast.benchmarks.baselines import Baseline, Neuron
 from snnfast.benchmarks.kept import kept_for_backward
 from snnfast.cli import main
@@ -256,7 +256,7 @@ def test_the_suites_name_only_baselines_and_blocks_that_exist():
         assert one.block in cases.BLOCKS
 
 
-@pytest.mark.parametrize("name", ["spikingjelly", "snntorch", "norse"])
+@pytest.mark.parametrize("name", peers.LIBRARIES)
 @pytest.mark.parametrize(
     "neuron",
     [Neuron("IF"), Neuron("IF", {"reset": "soft"}), Neuron("LIF"), Neuron("LIF", {"decay_input": False})],

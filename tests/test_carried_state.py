@@ -88,14 +88,14 @@ def test_training_on_without_detach_state_is_torchs_error():
     layer(currents(5, 4, 3)).sum().backward()
 
 
-def test_another_batch_is_refused_until_the_state_is_reset():
+@pytest.mark.parametrize("shape", [(5, 2, 3), (5, 4, 1), (5, 1, 3), (5, 4), (5, 4, 3, 1)], ids=str)
+def test_another_batch_is_refused_until_the_state_is_reset(shape):
     layer = sf.IF(0.7, carry_state=True)
     layer(currents(5, 4, 3))
     state = layer.state
-    for shape in ((5, 2, 3), (5, 4, 1), (5, 1, 3), (5, 4), (5, 4, 3, 1)):
-        with pytest.raises(ValueError, match=r"v0 must have the shape .* \[4, 3\].*reset_state\(\)"):
-            layer(currents(*shape))
-        assert layer.state is state  # the refused call changed nothing
+    with pytest.raises(ValueError, match=r"v0 must have the shape .* \[4, 3\].*reset_state\(\)"):
+        layer(currents(*shape))
+    assert layer.state is state  # the refused call changed nothing
     layer.reset_state()
     assert torch.equal(layer(currents(5, 2, 3)), sf.IF(0.7)(currents(5, 2, 3)))
 
@@ -215,7 +215,12 @@ def test_the_state_is_in_no_checkpoint():
     assert fresh.state is None
 
 
-def test_a_whole_model_is_reset_and_detached_at_once_fused_compiled_or_wrapped():
+@pytest.mark.parametrize(
+    "wrapped",
+    [lambda model: model, lambda model: torch.compile(model, backend="eager"), lambda model: nn.ModuleList([model])],
+    ids=["fused", "compiled", "in a list"],
+)
+def test_a_whole_model_is_reset_and_detached_at_once_fused_compiled_or_wrapped(wrapped):
     model = nn.Sequential(
         sf.OverTime(nn.Conv2d(2, 3, 3, padding=1)),
         sf.OverTime(nn.BatchNorm2d(3)),
@@ -224,18 +229,20 @@ def test_a_whole_model_is_reset_and_detached_at_once_fused_compiled_or_wrapped()
     )
     sf.fuse(model)
     x = currents(5, 4, 2, 6, 6)
-    for whole in (model, torch.compile(model, backend="eager"), nn.ModuleList([model])):
-        first = model(x)
-        carried = [module for module in model.modules() if getattr(module, "state", None) is not None]
-        values = [module.state.clone() for module in carried]
-        assert all(module.state.requires_grad for module in carried)
-        assert sf.detach_state(whole) == 2
-        assert not any(module.state.requires_grad for module in carried)
-        assert all(torch.equal(module.state, value) for module, value in zip(carried, values, strict=True))
-        assert sf.reset_state(whole) == 2
-        assert all(module.state is None for module in carried)
-        assert torch.equal(model(x), first)
-        sf.reset_state(whole)
+    whole = wrapped(model)
+    first = model(x)
+    carried = [module for module in model.modules() if getattr(module, "state", None) is not None]
+    values = [module.state.clone() for module in carried]
+    assert all(module.state.requires_grad for module in carried)
+    assert sf.detach_state(whole) == 2
+    assert not any(module.state.requires_grad for module in carried)
+    assert all(torch.equal(module.state, value) for module, value in zip(carried, values, strict=True))
+    assert sf.reset_state(whole) == 2
+    assert all(module.state is None for module in carried)
+    assert torch.equal(model(x), first)
+
+
+def test_a_single_layer_is_reset_and_what_carries_nothing_has_nothing_to_reset():
     assert sf.reset_state(sf.IF(carry_state=True)) == 1 and sf.reset_state(sf.IF()) == sf.detach_state(nn.ReLU()) == 0
 
 

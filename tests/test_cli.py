@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import snnfast
-from snnfast import benchmarks, training
+from snnfast import benchmarks, models, training
 from snnfast.benchmarks import run
 from snnfast.cli import entry as cli
 from snnfast.cli.entry import main
@@ -97,7 +97,7 @@ WRONG = {
     "--augment flip": "augment must be one of 'none', 'cifar', got 'flip'",
     "--precision float16": "precision must be one of 'float32', 'bfloat16', got 'float16'",
     "--checkpoint-every -1": "checkpoint_every must be finite and not negative, got -1.0",
-    "--model resnet": "'resnet11', 'resnet18', 'resnet50', got 'resnet'",
+    "--model resnet": f"model must be one of {', '.join(map(repr, models.names()))}, got 'resnet'",
     "--model plain_net --layer naive": "layer must be 'fused' with the model 'plain_net', got 'naive'",
     "--model plain_net --model-option layers=6": "model plain_net: layers must be one of 3, 4, 5, 9, 13, got 6",
     "--model plain_net --model-option width=99999999999": "width must be at most 2147483647",
@@ -114,7 +114,7 @@ WRONG = {
     "--threads 0": "threads must be at least 1, got 0",
     "--threads 100000": "threads must be at most 1024, got 100000",
     "--threads 99999999999": "threads must be at most 1024, got 99999999999",
-    "--data minst": "unknown data set 'minst'; known: digits, mnist",
+    "--data minst": f"unknown data set 'minst'; known: {', '.join(data_sets())}",
     "--data mnist": "the data set 'mnist' is read from a folder",
     "--data mnist --data-dir nowhere": "data folder 'nowhere' does not exist",
     "--data mnist --data-dir .": "mnist: no train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], ",

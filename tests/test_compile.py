@@ -80,12 +80,12 @@ def test_compiled_functions_return_potentials_and_take_initial_ones():
     same(results(compiled(call), x, [v0]), results(call, x, [v0]))
 
 
-def test_a_compiled_layer_in_inference():
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_compiled_layer_in_inference(context):
     x = normal(18, 4, 3)
-    for context in (torch.no_grad, torch.inference_mode):
-        torch._dynamo.reset()
-        with context():
-            assert torch.equal(compiled(sf.IF(0.4))(x), sf.IF(0.4)(x))
+    torch._dynamo.reset()
+    with context():
+        assert torch.equal(compiled(sf.IF(0.4))(x), sf.IF(0.4)(x))
 
 
 def test_a_compiled_network_is_the_network_under_inductor():

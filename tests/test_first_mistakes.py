@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import shutil
@@ -123,14 +124,14 @@ def test_a_reset_of_another_library_is_refused_with_ours_beside_it(layer, value)
 
 
 @pytest.mark.parametrize("beta", [0.9, 0.5, 0.99])
-def test_a_decay_given_for_tau_is_told_the_tau_that_has_it(beta):
-    for make in (
-        sf.LIF,
-        lambda tau: sf.BatchNormLIF(3, tau=tau),
-        lambda tau: models.build("digits", activation="lif", tau=tau),
-    ):
-        said = message(lambda make=make: make(tau=beta), ValueError)
-        assert said.startswith(f"tau must be greater than 1 step, got {beta}; ")
+@pytest.mark.parametrize(
+    "make",
+    [sf.LIF, lambda tau: sf.BatchNormLIF(3, tau=tau), lambda tau: models.build("digits", activation="lif", tau=tau)],
+    ids=["LIF", "BatchNormLIF", "network"],
+)
+def test_a_decay_given_for_tau_is_told_the_tau_that_has_it(beta, make):
+    said = message(lambda: make(tau=beta), ValueError)
+    assert said.startswith(f"tau must be greater than 1 step, got {beta}; ")
     tau = float(said.rpartition("= ")[2])
     # And it is that tau: a potential that decays by beta a step, the current added whole.
     current = torch.tensor([0.25, 0.0, 0.5], dtype=torch.float64)
@@ -141,9 +142,9 @@ def test_a_decay_given_for_tau_is_told_the_tau_that_has_it(beta):
     torch.testing.assert_close(potential[:, 0], torch.tensor(expected, dtype=torch.float64))
 
 
-def test_a_tau_that_is_no_decay_is_told_nothing_of_one():
-    for tau in (1.0, 0.0, -3.0, math.nan):
-        assert "beta" not in message(lambda tau=tau: sf.LIF(tau), ValueError)
+@pytest.mark.parametrize("tau", [1.0, 0.0, -3.0, math.nan])
+def test_a_tau_that_is_no_decay_is_told_nothing_of_one(tau):
+    assert "beta" not in message(lambda: sf.LIF(tau), ValueError)
 
 
 class Sigmoid:
@@ -179,11 +180,12 @@ def test_a_shape_by_its_name_elsewhere_is_told_its_name_here():
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_an_unknown_argument_of_a_network_names_the_network_and_the_nearest_argument(name):
-    for make in (lambda **options: models.build(name, **options), getattr(models, name)):
-        assert message(lambda make=make: make(num_class=10), TypeError) == (
-            f"{name} has no argument 'num_class'; did you mean 'num_classes'?"
-        )
+@pytest.mark.parametrize("by_name", [True, False], ids=["build", "function"])
+def test_an_unknown_argument_of_a_network_names_the_network_and_the_nearest_argument(name, by_name):
+    make = functools.partial(models.build, name) if by_name else getattr(models, name)
+    assert message(lambda: make(num_class=10), TypeError) == (
+        f"{name} has no argument 'num_class'; did you mean 'num_classes'?"
+    )
 
 
 def test_an_unknown_option_of_training_names_the_nearest():
@@ -192,15 +194,21 @@ def test_an_unknown_option_of_training_names_the_nearest():
     )
 
 
-def test_a_layer_by_its_name_elsewhere_is_told_its_name_here():
-    for name, ours in {
-        "LIFNode": "LIF",
-        "IFNode": "IF",
-        "ParametricLIFNode": "LIF(learn_tau=True)",
-        "Leaky": "LIF(tau=1 / (1 - beta)",
-        "reset_net": "reset_state",
-    }.items():
-        assert f"{name} elsewhere is snnfast.{ours}" in message(lambda name=name: getattr(sf, name), AttributeError)
+ELSEWHERE = {
+    "LIFNode": "LIF",
+    "IFNode": "IF",
+    "ParametricLIFNode": "LIF(learn_tau=True)",
+    "Leaky": "LIF(tau=1 / (1 - beta)",
+    "reset_net": "reset_state",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_layer_by_its_name_elsewhere_is_told_its_name_here(name):
+    assert f"{name} elsewhere is snnfast.{ELSEWHERE[name]}" in message(lambda: getattr(sf, name), AttributeError)
+
+
+def test_a_misspelt_layer_is_told_the_nearest_and_an_unlike_one_nothing():
     assert "did you mean 'BatchNormIF'?" in message(lambda: sf.BatchnormIF, AttributeError)
     assert message(lambda: sf.quite_another, AttributeError) == "module 'snnfast' has no attribute 'quite_another'"
 
@@ -248,10 +256,15 @@ def test_over_time_says_what_a_module_must_return():
     x = torch.randn(4, 3, 5, 6)
     said = message(lambda: sf.OverTime(nn.LSTM(6, 2, batch_first=True))(x), TypeError)
     assert said == "OverTime(LSTM) needs a result [T·B, ...] for its 12 steps and samples, got tuple"
-    for module in (nn.Flatten(0), nn.Sequential(nn.Flatten(0, 1), nn.Linear(6, 2))):
-        said = message(lambda module=module: sf.OverTime(module)(x), ValueError)
-        assert "for its 12 steps and samples, got shape [" in said and "must keep the batch" in said
     assert sf.OverTime(nn.Flatten())(x[:, :0]).shape == (4, 0, 30)
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Flatten(0), nn.Sequential(nn.Flatten(0, 1), nn.Linear(6, 2))], ids=["0", "0 and 1"]
+)
+def test_over_time_refuses_what_joins_steps_and_samples(module):
+    said = message(lambda: sf.OverTime(module)(torch.randn(4, 3, 5, 6)), ValueError)
+    assert "for its 12 steps and samples, got shape [" in said and "must keep the batch" in said
 
 
 CHANNELS = {

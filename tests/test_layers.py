@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from configurations import error
@@ -32,27 +34,29 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ", ".join(o) or "defaults")
-def test_a_layer_is_its_function(kernels, options):
+@pytest.mark.parametrize(
+    ("make", "function", "leak"),
+    [
+        (sf.IF, sf.functional.integrate_and_fire, {}),
+        (sf.LIF, sf.functional.leaky_integrate_and_fire, {"tau": 3.0, "decay_input": False}),
+        (sf.LIF, functools.partial(sf.functional.leaky_integrate_and_fire, tau=2.0), {}),
+    ],
+    ids=["IF", "LIF with a leak", "LIF"],
+)
+def test_a_layer_is_its_function(kernels, options, make, function, leak):
     x = currents(6, 5, 3, 7).to(kernels.device)
-    options = {k: v.to(kernels.device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    more = {"tau": 3.0, "decay_input": False}
-    pairs = [
-        (sf.IF(**options), lambda c: sf.functional.integrate_and_fire(c, **options)[0]),
-        (sf.LIF(**options, **more), lambda c: sf.functional.leaky_integrate_and_fire(c, **options, **more)[0]),
-        (sf.LIF(**options), lambda c: sf.functional.leaky_integrate_and_fire(c, tau=2.0, **options)[0]),
-    ]
-    for layer, function in pairs:
-        spikes, gradient = spikes_and_gradient(layer, x)
-        wanted, wanted_gradient = spikes_and_gradient(function, x)
-        assert torch.equal(spikes, wanted) and 0 < spikes.mean() < 1
-        assert torch.equal(gradient, wanted_gradient)
+    options = {k: v.to(kernels.device) if isinstance(v, torch.Tensor) else v for k, v in options.items()} | leak
+    spikes, gradient = spikes_and_gradient(make(**options), x)
+    wanted, wanted_gradient = spikes_and_gradient(lambda current: function(current, **options)[0], x)
+    assert torch.equal(spikes, wanted) and 0 < spikes.mean() < 1
+    assert torch.equal(gradient, wanted_gradient)
 
 
-def test_each_call_of_a_stateless_layer_starts_at_rest():
+@pytest.mark.parametrize("layer", [sf.IF(), sf.LIF()], ids=["IF", "LIF"])
+def test_each_call_of_a_stateless_layer_starts_at_rest(layer):
     x = currents(5, 2, 4)
-    for layer in (sf.IF(), sf.LIF()):
-        assert torch.equal(layer(x), layer(x))
-        assert layer.state is None
+    assert torch.equal(layer(x), layer(x))
+    assert layer.state is None
 
 
 def test_repr_shows_the_dynamics():
@@ -95,41 +99,45 @@ def test_a_number_prints_alike_however_it_was_given(number):
 # Parameters
 
 
-def test_a_threshold_is_learned_as_the_parameter_threshold():
+KINDS_OF_NUMBER = ["number", "0-d", "per channel"]
+
+
+@pytest.mark.parametrize("start", [1.0, torch.tensor(0.5), torch.tensor([0.5, 1.0, 1.5])], ids=KINDS_OF_NUMBER)
+@pytest.mark.parametrize("make", [sf.IF, sf.LIF])
+def test_a_threshold_is_learned_as_the_parameter_threshold(start, make):
     x = currents(8, 16, 3, 5)
-    for start in (1.0, torch.tensor(0.5), torch.tensor([0.5, 1.0, 1.5])):
-        for layer in (sf.IF(start, learn_threshold=True), sf.LIF(2.0, start, learn_threshold=True)):
-            assert dict(layer.named_parameters()).keys() == {"threshold"}
-            assert layer.threshold.shape == torch.as_tensor(start).shape
-            before = layer.threshold.detach().clone()
-            target = 0.1  # spikes a neuron and step; fewer than there are
-            optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
-            losses = []
-            for _ in range(20):
-                loss = (layer(x).mean((0, 1, 3)) - target).square().sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-            assert losses[-1] < losses[0]
-            assert (layer.threshold != before).all()
-
-
-def test_a_time_constant_is_learned_as_the_parameter_tau_logit():
-    x = currents(8, 16, 3, 5) + 0.5
-    for start in (2.0, torch.tensor(3.0), torch.tensor([1.5, 2.0, 8.0])):
-        layer = sf.LIF(start, 0.4, learn_tau=True)
-        assert dict(layer.named_parameters()).keys() == {"tau_logit"}
-        torch.testing.assert_close(layer.tau, torch.as_tensor(start))
-        torch.testing.assert_close(1 / layer.tau, torch.sigmoid(layer.tau_logit))
-        before = layer.tau.detach().clone()
-        loss = layer(x).mean()  # fewer spikes: a slower neuron
+    layer = make(threshold=start, learn_threshold=True)
+    assert dict(layer.named_parameters()).keys() == {"threshold"}
+    assert layer.threshold.shape == torch.as_tensor(start).shape
+    before = layer.threshold.detach().clone()
+    target = 0.1  # spikes a neuron and step; fewer than there are
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+    losses = []
+    for _ in range(20):
+        loss = (layer(x).mean((0, 1, 3)) - target).square().sum()
+        optimizer.zero_grad()
         loss.backward()
-        assert layer.tau_logit.grad.shape == torch.as_tensor(start).shape
-        assert (layer.tau_logit.grad != 0).all()
-        torch.optim.SGD(layer.parameters(), lr=10.0).step()
-        assert (layer.tau > before).all()
-        assert layer(x).mean() < loss
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert (layer.threshold != before).all()
+
+
+@pytest.mark.parametrize("start", [2.0, torch.tensor(3.0), torch.tensor([1.5, 2.0, 8.0])], ids=KINDS_OF_NUMBER)
+def test_a_time_constant_is_learned_as_the_parameter_tau_logit(start):
+    x = currents(8, 16, 3, 5) + 0.5
+    layer = sf.LIF(start, 0.4, learn_tau=True)
+    assert dict(layer.named_parameters()).keys() == {"tau_logit"}
+    torch.testing.assert_close(layer.tau, torch.as_tensor(start))
+    torch.testing.assert_close(1 / layer.tau, torch.sigmoid(layer.tau_logit))
+    before = layer.tau.detach().clone()
+    loss = layer(x).mean()  # fewer spikes: a slower neuron
+    loss.backward()
+    assert layer.tau_logit.grad.shape == torch.as_tensor(start).shape
+    assert (layer.tau_logit.grad != 0).all()
+    torch.optim.SGD(layer.parameters(), lr=10.0).step()
+    assert (layer.tau > before).all()
+    assert layer(x).mean() < loss
 
 
 def test_learned_gradients_are_those_of_the_reference():
@@ -312,10 +320,12 @@ def test_readout_adds_up_or_averages_over_time(mode):
     assert torch.equal(x.grad, torch.full_like(x, 1 if mode == "sum" else 1 / 6))
 
 
-def test_overtime_applies_a_module_to_every_step():
+@pytest.mark.parametrize(
+    "module", [nn.Conv2d(3, 6, 3, stride=2), nn.AvgPool2d(2), nn.Flatten(), nn.Flatten(2)], ids=str
+)
+def test_overtime_applies_a_module_to_every_step(module):
     x = currents(5, 4, 3, 8, 8)
-    for module in (nn.Conv2d(3, 6, 3, stride=2), nn.AvgPool2d(2), nn.Flatten(), nn.Flatten(2)):
-        torch.testing.assert_close(sf.OverTime(module)(x), torch.stack([module(step) for step in x]))
+    torch.testing.assert_close(sf.OverTime(module)(x), torch.stack([module(step) for step in x]))
 
 
 def test_overtime_gives_batch_norm_the_statistics_of_all_steps():

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from naming import shown
 
 import snnfast as sf
 from snnfast import losses
@@ -104,13 +105,16 @@ def test_gradients_flow_through_the_potentials_only():
     assert torch.equal(*gradients) and gradients[0].any()
 
 
-def test_reductions_are_over_neurons_and_batch_not_over_time():
+@pytest.mark.parametrize(
+    ("loss", "of_target"), [(losses.spike_train_loss, ...), (losses.spike_count_loss, 0)], ids=["train", "count"]
+)
+def test_reductions_are_over_neurons_and_batch_not_over_time(loss, of_target):
     spikes, potential, target = drawn(7, 4, 3)
-    for loss, wanted in ((losses.spike_train_loss, target), (losses.spike_count_loss, target[0])):
-        each = loss(spikes, potential, wanted, reduction="none")
-        assert each.shape == (4, 3)
-        torch.testing.assert_close(loss(spikes, potential, wanted), each.mean())
-        torch.testing.assert_close(loss(spikes, potential, wanted, reduction="sum"), each.sum())
+    wanted = target[of_target]
+    each = loss(spikes, potential, wanted, reduction="none")
+    assert each.shape == (4, 3)
+    torch.testing.assert_close(loss(spikes, potential, wanted), each.mean())
+    torch.testing.assert_close(loss(spikes, potential, wanted, reduction="sum"), each.sum())
 
 
 def test_modules_are_their_functions():
@@ -131,23 +135,55 @@ def test_modules_are_their_functions():
         assert torch.equal(module(spikes, potential, wanted), function(spikes, potential, wanted, **options))
 
 
-def test_what_the_losses_cannot_use_is_named():
-    spikes, potential, target = drawn(7, 3)
-    flat = potential[:, :1]
-    refused = [
-        (ValueError, r"potential must have the spikes' shape, \[7, 3\], got \[7, 1\]", (spikes, flat, target)),
-        (ValueError, r"target must have the shape \[7, 3\], got \[3\]", (spikes, potential, target[0])),
-        (ValueError, "at least one step", (spikes[:0], potential[:0], target[:0])),
-        (TypeError, "target must be a tensor, got list", (spikes, potential, [1, 0])),
-        (TypeError, "potential must be floating, got torch.int64", (spikes, potential.long(), target)),
-    ]
-    for kind, message, arguments in refused:
-        for loss in (losses.spike_train_loss, losses.van_rossum_loss, losses.SpikeTrainLoss()):
-            with pytest.raises(kind, match=message):
-                loss(*arguments)
+REFUSED = {
+    "potential": (
+        ValueError,
+        r"potential must have the spikes' shape, \[7, 3\], got \[7, 1\]",
+        lambda spikes, potential, target: (spikes, potential[:, :1], target),
+    ),
+    "target": (
+        ValueError,
+        r"target must have the shape \[7, 3\], got \[3\]",
+        lambda spikes, potential, target: (spikes, potential, target[0]),
+    ),
+    "no steps": (
+        ValueError,
+        "at least one step",
+        lambda spikes, potential, target: (spikes[:0], potential[:0], target[:0]),
+    ),
+    "no tensor": (
+        TypeError,
+        "target must be a tensor, got list",
+        lambda spikes, potential, target: (spikes, potential, [1, 0]),
+    ),
+    "integers": (
+        TypeError,
+        "potential must be floating, got torch.int64",
+        lambda spikes, potential, target: (spikes, potential.long(), target),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize(
+    "loss",
+    [losses.spike_train_loss, losses.van_rossum_loss, losses.SpikeTrainLoss()],
+    ids=["spike train", "van Rossum", "module"],
+)
+def test_what_the_losses_cannot_use_is_named(loss, case):
+    kind, message, given = REFUSED[case]
+    with pytest.raises(kind, match=message):
+        loss(*given(*drawn(7, 3)))
+
+
+def test_a_target_over_time_is_no_count():
     with pytest.raises(ValueError, match=r"target must have the shape \[3\], got \[7, 3\]"):
-        losses.spike_count_loss(spikes, potential, target)
-    options = [
+        losses.spike_count_loss(*drawn(7, 3))
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "kind", "message"),
+    [
         (losses.SpikeTrainLoss, {"reduction": "median"}, ValueError, "reduction must be one of 'mean', 'sum', 'none'"),
         (losses.VanRossumLoss, {"tau": 0.0}, ValueError, "tau must be finite and above 0, got 0.0"),
         (losses.VanRossumLoss, {"tau": "long"}, TypeError, "tau must be a number, got str"),
@@ -155,10 +191,12 @@ def test_what_the_losses_cannot_use_is_named():
         (losses.VanRossumLoss, {"kernel": [1.0]}, TypeError, "kernel must be a floating tensor, got list"),
         (losses.SpikeCountLoss, {"count": -1}, ValueError, "count must not be negative, got -1"),
         (losses.SpikeCountLoss, {"count": 1.5}, TypeError, "count must be an int, got float"),
-    ]
-    for module, given, kind, message in options:
-        with pytest.raises(kind, match=message):
-            module(**given)
+    ],
+    ids=shown,
+)
+def test_options_that_the_losses_do_not_have_are_named(module, given, kind, message):
+    with pytest.raises(kind, match=message):
+        module(**given)
 
 
 @pytest.fixture(scope="module")

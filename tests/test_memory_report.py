@@ -260,11 +260,15 @@ def test_a_report_cannot_be_changed_and_can_be_stored():
     assert pickle.loads(pickle.dumps(report)) == report and isinstance(report, MemoryReport)
 
 
-def test_bad_arguments_are_named():
-    for call, error, words in [
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
         (lambda: sf.memory_report(lambda x: x, images()), TypeError, "model must be a torch.nn.Module, got function"),
         (lambda: sf.memory_report(network(), [images()]), TypeError, "sample must be a tensor, or a tuple.* got list"),
         (lambda: sf.memory_report(nn.LazyLinear(3), images()), ValueError, "model must be initialised.*weight"),
-    ]:
-        with pytest.raises(error, match=words):
-            call()
+    ],
+    ids=["no model", "no tensor", "not initialised"],
+)
+def test_bad_arguments_are_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

@@ -210,7 +210,7 @@ def test_the_default_width_is_the_papers(name):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("name", [name for name in models.names() if models.takes(name, "width")])
 @pytest.mark.parametrize("width", [1, 3])
 def test_networks_of_any_width_run(name, width):
     size = {"image_size": 16} if models.takes(name, "image_size") else {}

@@ -59,6 +59,21 @@ SMALL = {
 each_small_network = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 
 
+# The networks of releases, which keep their names. All others are read from models.names().
+RELEASED = ("digits", "mnist_net", "plain_net", "resnet11", "resnet18", "resnet50")
+
+
+def taking(option: str) -> list[str]:
+    """The networks with an option of their own."""
+    return [name for name in models.names() if models.takes(name, option)]
+
+
+def on_meta(name: str, **options) -> Network:
+    """A network without values: for what it is made of."""
+    with torch.device("meta"):
+        return models.build(name, **options)
+
+
 def uniform(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
@@ -253,19 +268,23 @@ def test_options_of_the_neuron_reach_every_neuron():
 def test_only_the_mnist_network_has_the_soft_reset_and_no_batch_norm_by_default():
     assert {type(n) for n in models.mnist_net().neurons()} == {models.ResidualIF}
     assert {n.reset for n in models.mnist_net().neurons()} == {"soft"}
-    for network in (models.plain_net(), models.resnet11(), models.resnet18()):
-        assert {type(n) for n in network.neurons()} == {sf.BatchNormIF}
-        assert {n.reset for n in network.neurons()} == {"hard"}
 
 
-@pytest.mark.parametrize("name", ["mnist_net", "plain_net", "resnet11", "resnet18"])
-def test_layers_have_a_bias_where_no_batch_norm_has_one(name):
-    for batch_norm in (True, False):
-        network = models.build(name, batch_norm=batch_norm)
-        layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m is not network.classifier]
-        assert {layer.bias is None for layer in layers} == {batch_norm}
-        assert any(key.endswith("running_mean") for key in network.state_dict()) == batch_norm
-        assert network.classifier.bias is not None
+@pytest.mark.parametrize("name", [name for name in RELEASED if name in taking("batch_norm") and name != "mnist_net"])
+def test_the_others_of_the_paper_have_the_hard_reset_and_batch_norm_by_default(name):
+    network = on_meta(name)
+    assert {type(n) for n in network.neurons()} == {sf.BatchNormIF}
+    assert {n.reset for n in network.neurons()} == {"hard"}
+
+
+@pytest.mark.parametrize("name", taking("batch_norm"))
+@pytest.mark.parametrize("batch_norm", [True, False], ids=["batch norm", "none"])
+def test_layers_have_a_bias_where_no_batch_norm_has_one(name, batch_norm):
+    network = on_meta(name, batch_norm=batch_norm)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m is not network.classifier]
+    assert {layer.bias is None for layer in layers} == {batch_norm}
+    assert any(key.endswith("running_mean") for key in network.state_dict()) == batch_norm
+    assert network.classifier.bias is not None
 
 
 def test_dropout_has_one_mask_for_all_steps():
@@ -341,18 +360,24 @@ def test_neurons_without_batch_norm_take_a_residual_current(kind, make):
 # By name
 
 
-def test_build_makes_every_network_by_name():
-    assert models.names() == ("digits", "mnist_net", "plain_net", "resnet11", "resnet18", "resnet50")
-    for name in models.names():
-        with torch.device("meta"):
-            assert models.build(name, num_classes=7, in_channels=2, steps=3).steps == 3
+@pytest.mark.parametrize("name", models.names())
+def test_build_makes_every_network_by_name(name):
+    assert on_meta(name, num_classes=7, in_channels=2, steps=3).steps == 3
+
+
+def test_the_networks_of_releases_keep_their_names():
+    assert set(RELEASED) <= set(models.names())
+    assert all(name in models.__all__ for name in models.names())
+
+
+def test_the_digits_network_is_built_by_name_for_other_images_too():
     assert isinstance(models.build("digits"), models.DigitsNet)
     assert models.build("digits", num_classes=4, image_size=12)(uniform(2, 1, 12, 12)).shape == (2, 4)
     assert {neuron.reset for neuron in models.build("digits").neurons()} == {"soft"}
 
 
 REFUSED = {
-    "unknown network 'resnet34'; known: digits, mnist_net, plain_net, resnet11": ("resnet34", {}),
+    f"unknown network 'resnet34'; known: {', '.join(models.names())}": ("resnet34", {}),
     "activation must be one of 'if', 'lif', 'relu', got 'tanh'": ("resnet18", {"activation": "tanh"}),
     "activation must be 'if' or 'lif' for digits, got 'relu'": ("digits", {"activation": "relu"}),
     "layers must be one of 3, 4, 5, 9, 13, got 6": ("plain_net", {"layers": 6}),
@@ -376,19 +401,16 @@ def test_what_a_network_cannot_be_is_named(message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["plain_net", "resnet11", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", taking("width"))
 def test_a_width_of_zero_is_refused_by_name(name):
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         models.build(name, width=0)
 
 
 def test_takes_says_which_options_are_a_networks_own():
-    taking = {
-        option: [name for name in models.names() if models.takes(name, option)]
-        for option in ("steps", "image_size", "width", "layers", "stem", "batch_norm", "widths")
-    }
-    assert taking == {
-        "steps": list(models.names()),
+    options = ("steps", "image_size", "width", "layers", "stem", "batch_norm", "widths")
+    assert {option: [name for name in RELEASED if models.takes(name, option)] for option in options} == {
+        "steps": list(RELEASED),
         "image_size": ["digits", "mnist_net", "plain_net", "resnet11"],
         "width": ["plain_net", "resnet11", "resnet18", "resnet50"],
         "layers": ["plain_net"],
@@ -399,7 +421,7 @@ def test_takes_says_which_options_are_a_networks_own():
     # Not the neurons' options, nor the name that collects them, nor what no one has.
     for option in ("reset", "surrogate", "neuron", "depth", ""):
         assert not any(models.takes(name, option) for name in models.names())
-    with pytest.raises(ValueError, match="unknown network 'resnet34'; known: digits, mnist_net, plain_net, resnet11"):
+    with pytest.raises(ValueError, match=f"unknown network 'resnet34'; known: {', '.join(models.names())}"):
         models.takes("resnet34", "steps")
 
 
@@ -423,11 +445,13 @@ def test_a_call_refuses_images_without_a_batch_and_steps_below_one():
         models.BatchNormReLU(3)(torch.rand(3))
 
 
-def test_a_network_for_a_data_sets_images_fits_them() -> None:
-    images = torch.rand(2, 1, 12, 12)
-    for name in ("plain_net", "resnet18"):  # with and without a size of its own
-        network = models.for_images(name, (1, 12, 12), 7, width=2, steps=2)
-        assert network(images).shape == (2, 7)
+@pytest.mark.parametrize("name", taking("width"))  # with and without a size of its own
+def test_a_network_for_a_data_sets_images_fits_them(name) -> None:
+    network = models.for_images(name, (1, 12, 12), 7, width=2, steps=2)
+    assert network(torch.rand(2, 1, 12, 12)).shape == (2, 7)
+
+
+def test_an_unknown_network_for_images_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown network 'resnet'"):
         models.for_images("resnet", (1, 12, 12), 7)
 

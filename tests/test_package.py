@@ -74,16 +74,29 @@ def test_there_is_one_openmp_runtime_in_the_process():
     assert snnfast.build_info()["cpu"]["openmp"].startswith("the runtime of ")
 
 
+def extras() -> tuple[str, ...]:
+    """The modules that come with the extras of commands, which the extra `test` lists, and with what these need."""
+    required = importlib.metadata.requires("snnfast")
+    (listed,) = (found[1] for entry in required if (found := re.match(r'snnfast\[(.*)\].*extra == "test"', entry)))
+    of_commands = tuple(f'extra == "{extra}"' for extra in listed.split(","))
+    wanted = {re.split(r"[^\w-]", entry)[0] for entry in required if entry.endswith(of_commands)}
+    assert len(wanted) >= len(of_commands)
+    installed = importlib.metadata.packages_distributions().items()
+    modules = {module for module, distributions in installed if wanted & set(distributions)}
+    assert len(modules) >= len(wanted), f"{wanted} are not all installed: only the modules {modules}"
+    return (*sorted(modules), "scipy", "torch.utils.tensorboard")
+
+
+EXTRAS = extras()
+
+
 def test_import_does_not_load_what_only_commands_need():
     # beyond what torch itself loads (tqdm, where it is installed)
     loaded = in_fresh_python(
         "import sys, torch\nbefore = set(sys.modules)\nimport snnfast\nprint(*set(sys.modules) - before)"
     ).split()
     assert "snnfast" in loaded
-    assert not {"sklearn", "scipy", "tqdm", "matplotlib", "snnfast.data", "snnfast.benchmarks"} & set(loaded)
-
-
-EXTRAS = ("sklearn", "scipy", "tqdm", "matplotlib", "PIL", "tensorboard", "torch.utils.tensorboard")
+    assert not {*EXTRAS, "snnfast.data", "snnfast.benchmarks"} & set(loaded)
 
 
 def test_torch_and_numpy_are_all_that_an_installation_needs():

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from packing_cases import WEIGHTS, B, C, Calls, H, T, compare, currents, network, normal
@@ -16,78 +15,9 @@ from torch.nn.functional import conv2d, max_pool2d
 
 import snnfast as sf
 from snnfast._text import readable
-from snnfast.ops.pack_bits import pack_bits, unpack_bits
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
-
-# ---- the operations
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "not aligned"])
-def test_bits_are_the_spikes_in_memory_order(kernels, dtype, shift):
-    for count in (1, 3, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 1000, 4097):
-        spikes = ((normal(count + shift) > 0.5) * normal(count + shift, seed=1)).to(dtype)[shift:].to(kernels.device)
-        bits = pack_bits(spikes)
-        wanted = np.packbits((spikes.cpu().double().numpy() != 0), bitorder="little")
-        assert bits.dtype == torch.uint8 and np.array_equal(bits.cpu().numpy(), wanted), count
-        again = unpack_bits(bits, count, dtype)
-        assert again.dtype == dtype and torch.equal(again, (spikes != 0).to(dtype)), count
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_whatever_is_not_zero_is_a_spike(kernels, dtype):
-    tiny = torch.finfo(dtype).smallest_normal
-    row = [0.0, -0.0, float("nan"), -float("nan"), float("inf"), -float("inf"), 1.0, -1.0, tiny, -tiny, 0.0, 1.0]
-    spikes = torch.tensor(row, dtype=dtype, device=kernels.device)
-    smallest = torch.zeros(8, dtype=dtype)
-    smallest.view(torch.uint8)[0] = 1  # the smallest subnormal number, and seven zeros
-    for values in (spikes, spikes.repeat(5), smallest.to(kernels.device)):
-        found = unpack_bits(pack_bits(values), values.numel(), dtype)
-        wanted = values.cpu().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]) << 1 != 0
-        assert torch.equal(found.cpu(), wanted.to(dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_tensors_take_every_thread_and_give_the_same_bits(dtype):
-    count = (5 << 20) // torch.empty(0, dtype=dtype).element_size() + 13  # streamed past the caches
-    spikes = (normal(count) > 1).to(dtype)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            found.append(pack_bits(spikes))
-            assert torch.equal(unpack_bits(found[-1], count, dtype), spikes)
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(found[0], bits) for bits in found)
-
-
-def test_the_operations_are_what_torch_expects_of_an_operation():
-    for dtype in DTYPES:
-        for spikes in (normal(3, 5), normal(2, 3, 4, 5).to(memory_format=torch.channels_last), normal(0), normal(1)):
-            spikes = (spikes > 0).to(dtype)
-            torch.library.opcheck(torch.ops.snnfast.pack_bits.default, (spikes,))
-            torch.library.opcheck(torch.ops.snnfast.unpack_bits.default, (pack_bits(spikes), spikes.numel(), dtype))
-
-
-def test_bad_arguments_of_the_operations_are_named():
-    bits = torch.zeros(2, dtype=torch.uint8)
-    for call, error, words in [
-        (lambda: pack_bits(torch.zeros(3, dtype=torch.int32)), TypeError, "spikes must be float32.* got torch.int32"),
-        (lambda: pack_bits(torch.zeros(4, 4)[:, ::2]), ValueError, r"spikes must be dense .* strides \[4, 2\]"),
-        (lambda: unpack_bits(bits, 9, torch.int8), TypeError, "dtype must be float32.* got torch.int8"),
-        (lambda: unpack_bits(bits.int(), 9, torch.float32), TypeError, "bits must be uint8, got torch.int32"),
-        (lambda: unpack_bits(bits.view(1, 2), 9, torch.float32), ValueError, "bits must be one contiguous dimension"),
-        (lambda: unpack_bits(bits, 17, torch.float32), RuntimeError, "bits must be 3 bytes for 17 spikes, got 2"),
-        (lambda: unpack_bits(bits, -1, torch.float32), ValueError, "count must be >= 0, got -1"),
-    ]:
-        with pytest.raises(error, match=words):
-            call()
-
-
-# ---- the same gradients, and bits in place of numbers
 
 LAYERS = {
     "convolution": lambda s, w: conv2d(s.flatten(0, 1), w["conv"], padding=1),
@@ -150,11 +80,11 @@ def test_spikes_of_every_layer_and_layout_are_packed(make, layout):
     assert packed.packed_tensors == packed.saved_packed == 1 and packed.saved_changed == 0
 
 
-def test_odd_sizes_are_packed_too():
-    for shape in ((1, 1, 1), (1, 1, 3), (3, 5, 7)):
-        x, weight = normal(*shape).requires_grad_(), normal(shape[-1], 2, seed=1).requires_grad_()
-        packed = compare(lambda x=x, w=weight: sf.IF(0.1)(x) @ w, x, weight)
-        assert packed.packed_bytes == (x.numel() + 7) // 8
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (3, 5, 7)], ids=str)
+def test_odd_sizes_are_packed_too(shape):
+    x, weight = normal(*shape).requires_grad_(), normal(shape[-1], 2, seed=1).requires_grad_()
+    packed = compare(lambda: sf.IF(0.1)(x) @ weight, x, weight)
+    assert packed.packed_bytes == (x.numel() + 7) // 8
 
 
 def test_spikes_that_several_layers_save_are_packed_once_and_unpacked_once_while_alive():
@@ -170,32 +100,43 @@ def test_spikes_that_several_layers_save_are_packed_once_and_unpacked_once_while
     assert calls.of["unpack_bits"] == 4  # one per convolution, and one for both sides of the product
 
 
-def test_kept_bytes_are_the_bits_and_what_the_layers_keep_besides():
-    n = T * B * C * H * H
+N = T * B * C * H * H  # neurons and steps
+
+
+def convolved():
+    """A convolution, batch norm and neurons, on spikes: the network, the spikes, and what it keeps beside these."""
     net = nn.Sequential(
         sf.OverTime(nn.Sequential(nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))), sf.IF()
     )
-    spikes_in = sf.IF(0.3)
-    for context, spikes_bytes in ((sf.pack_spikes(net), n // 8), (None, 4 * n)):
-        storages = {}
+    with torch.no_grad(), sf.pack_spikes():
+        spikes = sf.IF(0.3)(currents())
+    # The convolution's output (batch norm) with two statistics, the neurons' currents.
+    return net, spikes, 4 * N + 2 * 4 * C + 4 * N
 
-        def count(t, storages=storages):
-            if not isinstance(t, nn.Parameter) and all(t is not b for b in net.buffers()):
-                storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
-            return t.detach()
 
-        context_or_hooks = context or torch.autograd.graph.saved_tensors_hooks(count, lambda t: t)
-        with torch.no_grad(), sf.pack_spikes():
-            s = spikes_in(currents())
-        with context_or_hooks:
-            y = net(s)
-        # The spikes, the convolution's output (batch norm) with two statistics, the neurons' currents.
-        wanted = spikes_bytes + 4 * n + 2 * 4 * C + 4 * n
-        assert (context.kept_bytes if context else sum(s.nbytes() for s in storages.values())) == wanted
-        if context:
-            assert context.by_layer == {"0.module.0": n // 8, "0.module.1": 4 * n + 8 * C, "1": 4 * n}
-            assert context.parameter_bytes == sum(p.nbytes for p in net.parameters()) - 4 * C + 2 * 4 * C
-        y.sum().backward()
+def test_kept_bytes_are_the_bits_and_what_the_layers_keep_besides():
+    net, spikes, besides = convolved()
+    with sf.pack_spikes(net) as packed:
+        y = net(spikes)
+    assert packed.kept_bytes == N // 8 + besides
+    assert packed.by_layer == {"0.module.0": N // 8, "0.module.1": 4 * N + 8 * C, "1": 4 * N}
+    assert packed.parameter_bytes == sum(p.nbytes for p in net.parameters()) - 4 * C + 2 * 4 * C
+    y.sum().backward()
+
+
+def test_without_packing_the_spikes_are_kept_whole():
+    net, spikes, besides = convolved()
+    storages = {}
+
+    def count(t):
+        if not isinstance(t, nn.Parameter) and all(t is not b for b in net.buffers()):
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
+        return t.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        y = net(spikes)
+    assert sum(storage.nbytes() for storage in storages.values()) == 4 * N + besides
+    y.sum().backward()
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
@@ -293,26 +234,26 @@ def test_a_copy_of_a_copy_that_was_changed_in_between_is_kept_whole():
     assert compare(changed_copy, x, weight).packed_tensors == 0
 
 
-def test_views_that_read_the_memory_in_another_way_are_kept_whole():
+def negated(spikes, weight):
+    imaginary = torch.view_as_complex(spikes.unflatten(-1, (H // 2, 2))).conj().imag  # a lazily negated view
+    assert imaginary.is_neg()
+    return imaginary * weight
+
+
+def halves(spikes, weight):
+    return spikes.detach().view(torch.bfloat16) * torch.cat((weight, weight, weight, weight)).bfloat16()
+
+
+@pytest.mark.parametrize("view", [negated, halves], ids=lambda view: view.__name__)
+def test_views_that_read_the_memory_in_another_way_are_kept_whole(view):
     x, weight = currents(), normal(H // 2, seed=1).requires_grad_()
+    leaves = (x, weight) if view is negated else (weight,)
+    assert compare(lambda: view(sf.IF(0.3)(x), weight), *leaves).packed_tensors == 0
 
-    def negated():
-        s = torch.view_as_complex(sf.IF(0.3)(x).unflatten(-1, (H // 2, 2)))
-        imaginary = s.conj().imag  # a lazily negated view of the very spikes
-        assert imaginary.is_neg()
-        return imaginary * weight
 
-    assert compare(negated, x, weight).packed_tensors == 0
-
-    def halves():
-        return sf.IF(0.3)(x).detach().view(torch.bfloat16) * torch.cat((weight, weight, weight, weight)).bfloat16()
-
-    assert compare(halves, weight).packed_tensors == 0
-
-    def complex_numbers():
-        return torch.view_as_complex(sf.IF(0.3)(x).unflatten(-1, (H // 2, 2))).abs() * weight
-
-    compare(complex_numbers, x, weight)
+def test_views_as_complex_numbers_have_the_same_gradients():
+    x, weight = currents(), normal(H // 2, seed=1).requires_grad_()
+    compare(lambda: torch.view_as_complex(sf.IF(0.3)(x).unflatten(-1, (H // 2, 2))).abs() * weight, x, weight)
 
 
 RESIDENT = """

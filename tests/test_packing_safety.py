@@ -77,16 +77,18 @@ def test_spikes_changed_between_two_layers_are_packed_for_the_first_alone():
     assert torch.equal(second, first / 2)
 
 
-def test_a_tensor_kept_whole_and_changed_since_is_an_error_as_always():
-    for change in (lambda x: x, lambda x: x.detach(), lambda x: x[0]):
-        x = normal(3, 4).requires_grad_()
-        with sf.pack_spikes():
-            a = x * 2
-            y = a.square()
-        with torch.no_grad():
-            change(a).add_(1)
-        with pytest.raises(RuntimeError, match=r"modified by an in-place.*\[3, 4\].*version 0, is at version"):
-            y.sum().backward()
+@pytest.mark.parametrize(
+    "change", [lambda x: x, lambda x: x.detach(), lambda x: x[0]], ids=["itself", "detached", "a part"]
+)
+def test_a_tensor_kept_whole_and_changed_since_is_an_error_as_always(change):
+    x = normal(3, 4).requires_grad_()
+    with sf.pack_spikes():
+        a = x * 2
+        y = a.square()
+    with torch.no_grad():
+        change(a).add_(1)
+    with pytest.raises(RuntimeError, match=r"modified by an in-place.*\[3, 4\].*version 0, is at version"):
+        y.sum().backward()
 
 
 # ---- with everything else that torch offers
@@ -285,15 +287,19 @@ def test_outside_of_a_context_neurons_register_nothing(monkeypatch):
 # ---- nothing is mistaken, nothing leaks
 
 
-def test_spikes_that_are_not_all_of_a_storage_are_not_registered():
+@pytest.mark.parametrize(
+    "part",
+    [lambda m: m[:4], lambda m: m[::2], lambda m: m[:1].expand(6), lambda m: m[:0]],
+    ids=["first", "every second", "expanded", "empty"],
+)
+def test_spikes_that_are_not_all_of_a_storage_are_not_registered(part):
     weight = torch.ones(6, requires_grad=True)
-    for part in (lambda m: m[:4], lambda m: m[::2], lambda m: m[:1].expand(6), lambda m: m[:0]):
-        memory = torch.tensor([1.0, 0.0, 1.0, 0.0, 5.0, 7.0])
-        with sf.pack_spikes() as packed:
-            packing.register(part(memory))
-            y = (memory * weight).sum()
-        assert packed.saved_packed == 0
-        assert torch.equal(torch.autograd.grad(y, weight)[0], memory)
+    memory = torch.tensor([1.0, 0.0, 1.0, 0.0, 5.0, 7.0])
+    with sf.pack_spikes() as packed:
+        packing.register(part(memory))
+        y = (memory * weight).sum()
+    assert packed.saved_packed == 0
+    assert torch.equal(torch.autograd.grad(y, weight)[0], memory)
 
 
 def test_a_storage_at_a_reused_address_is_never_taken_for_spikes():

@@ -181,10 +181,10 @@ def foreign(layer: type) -> set[str]:
     return {name for name in inspect.signature(layer.__init__).parameters if name not in here} - {"self"}
 
 
-def test_every_option_of_spikingjellys_and_snntorchs_neurons_is_known_to_the_refusal(spikingjelly, snntorch):
+@pytest.mark.parametrize("layer", [sf.IF, sf.LIF])
+def test_every_option_of_spikingjellys_and_snntorchs_neurons_is_known_to_the_refusal(spikingjelly, snntorch, layer):
     options = foreign(spikingjelly.neuron.IFNode) | foreign(spikingjelly.neuron.LIFNode) | foreign(snntorch.Leaky)
     assert len(options) >= 12
     for option in options:
-        for layer in (sf.IF, sf.LIF):
-            with pytest.raises(TypeError, match=rf"has no argument '{option}'; {option}[ =].* here"):
-                layer(**{option: 0.5})
+        with pytest.raises(TypeError, match=rf"has no argument '{option}'; {option}[ =].* here"):
+            layer(**{option: 0.5})

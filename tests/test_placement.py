@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from naming import shown
 from torch import nn
 
 import snnfast as sf
@@ -39,11 +40,15 @@ kinds = pytest.mark.parametrize("kind", OPTIONS)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def arguments(make, kind: str) -> tuple[tuple[int, ...], dict]:
+    """Those of a layer of a kind: the channels of a batch norm, and options."""
+    options = {n: value for n, value in OPTIONS[kind].items() if "tau" not in n or make in (sf.LIF, sf.BatchNormLIF)}
+    return (3,) * issubclass(make, sf.BatchNormIF | sf.BatchNormLIF), options
+
+
 def made(make, kind: str, **more) -> nn.Module:
-    options = {**OPTIONS[kind], **more}
-    if make not in (sf.LIF, sf.BatchNormLIF):
-        options = {name: value for name, value in options.items() if "tau" not in name}
-    return make(*(3,) * issubclass(make, sf.BatchNormIF | sf.BatchNormLIF), **options)
+    given, options = arguments(make, kind)
+    return make(*given, **{**options, **more})
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -98,23 +103,23 @@ def test_every_tensor_is_made_in_the_dtype(make, kind, dtype):
 
 
 @makers
-def test_without_a_dtype_numbers_take_torchs_default_and_tensors_keep_their_own(make):
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+def test_without_a_dtype_numbers_take_torchs_default_and_tensors_keep_their_own(make, default):
     before = torch.get_default_dtype()
     try:
-        for default in (torch.float32, torch.float64):
-            torch.set_default_dtype(default)
-            assert {t.dtype for t in made(make, "learned numbers").parameters()} == {default}
-            layer = made(make, "per channel", threshold=CHANNELS.half())
-            assert layer.threshold.dtype == torch.float16
+        torch.set_default_dtype(default)
+        assert {t.dtype for t in made(make, "learned numbers").parameters()} == {default}
+        layer = made(make, "per channel", threshold=CHANNELS.half())
+        assert layer.threshold.dtype == torch.float16
     finally:
         torch.set_default_dtype(before)
 
 
 @makers
-def test_a_dtype_that_neurons_do_not_have_is_refused_by_name(make):
-    for dtype in (torch.int32, torch.complex64, "float32", float, 3):
-        with pytest.raises(TypeError, match=r"dtype must be float32, float64, float16, bfloat16 or None, got"):
-            made(make, "numbers", dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, "float32", float, 3], ids=shown)
+def test_a_dtype_that_neurons_do_not_have_is_refused_by_name(make, dtype):
+    with pytest.raises(TypeError, match=r"dtype must be float32, float64, float16, bfloat16 or None, got"):
+        made(make, "numbers", dtype=dtype)
 
 
 def test_a_tensor_without_values_cannot_be_put_on_a_device():
@@ -124,16 +129,22 @@ def test_a_tensor_without_values_cannot_be_put_on_a_device():
         sf.LIF(torch.ones(3, device="meta"), learn_tau=True, device="cpu")
 
 
-def test_skip_init_makes_an_uninitialised_layer():
-    for make, kind in ((sf.IF, "learned numbers"), (sf.IF, "per channel"), (sf.IF, "learned per channel")):
-        options = {name: value for name, value in OPTIONS[kind].items() if "tau" not in name}
-        layer = torch.nn.utils.skip_init(make, **options)
-        assert layer.threshold.is_cpu
-        layer.reset_parameters()
-        assert_equal(layer, make(**options))
-    layer = torch.nn.utils.skip_init(sf.BatchNormLIF, 3, **OPTIONS["learned numbers"])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (sf.IF, "learned numbers"),
+        (sf.IF, "per channel"),
+        (sf.IF, "learned per channel"),
+        (sf.BatchNormLIF, "learned numbers"),
+    ],
+    ids=shown,
+)
+def test_skip_init_makes_an_uninitialised_layer(make, kind):
+    given, options = arguments(make, kind)
+    layer = torch.nn.utils.skip_init(make, *given, **options)
+    assert layer.threshold.is_cpu
     layer.reset_parameters()
-    assert_equal(layer, sf.BatchNormLIF(3, **OPTIONS["learned numbers"]))
+    assert_equal(layer, make(*given, **options))
 
 
 # What tensors start from
@@ -157,14 +168,17 @@ def test_a_layer_from_the_meta_device_starts_as_one_made_with_values(make, kind,
 
 
 @makers
-def test_numbers_are_known_within_torchs_device_context_too(make):
-    for kind in ("numbers", "learned numbers"):
-        with torch.device("meta"):
-            layer = made(make, kind)
-        assert_equal(started_anew(layer), made(make, kind))
-    kind = "per channel"  # tensors made before the context have values, and stay where they are
+@pytest.mark.parametrize("kind", ["numbers", "learned numbers"])
+def test_numbers_are_known_within_torchs_device_context_too(make, kind):
     with torch.device("meta"):
         layer = made(make, kind)
+    assert_equal(started_anew(layer), made(make, kind))
+
+
+@makers
+def test_tensors_made_before_torchs_device_context_have_values_and_stay_where_they_are(make):
+    with torch.device("meta"):
+        layer = made(make, "per channel")
     assert torch.equal(layer.threshold, CHANNELS)
 
 
@@ -241,15 +255,17 @@ def test_a_layer_pickled_before_it_knew_its_start_takes_the_values_that_it_had(m
 # Networks
 
 
-NETWORKS = [
-    (name, options)
-    for name in sf.models.names()
-    for options in ({"learn_threshold": True}, {"activation": "lif", "tau": 3.0, "learn_tau": True})
-]
+NEURONS = {
+    "learned threshold": {"learn_threshold": True},
+    "lif, learned tau": {"activation": "lif", "tau": 3.0, "learn_tau": True},
+}
 
 
-@pytest.mark.parametrize(("name", "options"), NETWORKS, ids=str)
-def test_a_network_may_be_made_on_the_meta_device(name, options):
+@pytest.mark.parametrize("name", sf.models.names())
+@pytest.mark.parametrize("neurons", NEURONS)
+def test_a_network_may_be_made_on_the_meta_device(name, neurons):
+    narrow = {"width": 4} if sf.models.takes(name, "width") else {}  # the same tensors, smaller
+    options = {**NEURONS[neurons], **narrow}
     wanted = sf.models.build(name, **options)
     with torch.device("meta"):
         network = sf.models.build(name, **options)
@@ -262,7 +278,7 @@ def test_a_network_may_be_made_on_the_meta_device(name, options):
 
 
 @pytest.mark.parametrize("name", sf.models.names())
-def test_a_networks_neurons_alone_cannot_be_placed(name):
-    for option, value in (("device", "meta"), ("dtype", torch.float64)):
-        with pytest.raises(TypeError, match=rf"{option} is no option of a network.*torch\.device"):
-            sf.models.build(name, **{option: value})
+@pytest.mark.parametrize(("option", "value"), [("device", "meta"), ("dtype", torch.float64)], ids=["device", "dtype"])
+def test_a_networks_neurons_alone_cannot_be_placed(name, option, value):
+    with pytest.raises(TypeError, match=rf"{option} is no option of a network.*torch\.device"):
+        sf.models.build(name, **{option: value})

@@ -173,18 +173,20 @@ def test_a_pruned_tensor_is_what_the_layer_uses_and_trains(make, name):
 
 @each
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
-def test_weight_normalization_in_both_forms_leaves_the_values(make, name):
-    for normalize in (torch.nn.utils.weight_norm, parametrizations.weight_norm):
-        layer, other = learned(make), learned(make)
-        if name == "bias":
-            for network in (layer, other):
-                nn.init.constant_(network.bias, 0.5)
-        normalize(layer, name, dim=None)
-        torch.testing.assert_close(getattr(layer, name), getattr(other, name))
-        spikes = layer(X)
-        assert (spikes != other(X)).float().mean() < 0.1  # rounding
-        spikes.sum().backward()
-        assert all(p.grad is not None for p in layer.parameters())
+@pytest.mark.parametrize(
+    "normalize", [torch.nn.utils.weight_norm, parametrizations.weight_norm], ids=["hooks", "parametrization"]
+)
+def test_weight_normalization_in_both_forms_leaves_the_values(make, name, normalize):
+    layer, other = learned(make), learned(make)
+    if name == "bias":
+        for network in (layer, other):
+            nn.init.constant_(network.bias, 0.5)
+    normalize(layer, name, dim=None)
+    torch.testing.assert_close(getattr(layer, name), getattr(other, name))
+    spikes = layer(X)
+    assert (spikes != other(X)).float().mean() < 0.1  # rounding
+    spikes.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
 
 
 @pytest.mark.parametrize("name", ["threshold", "tau"])
@@ -230,18 +232,18 @@ def test_converting_by_swapping_tensors_converts_all_of_them(make):
 # Numbers, buffers and parameters in each other's place
 
 
-def test_a_number_assigned_to_a_tensor_is_written_into_it():
-    for learn in (True, False):
-        layer = sf.LIF(TAU, THRESHOLD, learn_tau=learn, learn_threshold=learn)
-        tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-        layer.threshold, layer.tau = 0.7, 4.0
-        assert layer.threshold is tensors["threshold"]
-        assert {**dict(layer.named_parameters()), **dict(layer.named_buffers())}.keys() == tensors.keys()
-        torch.testing.assert_close(layer.threshold.detach(), torch.full((3,), 0.7))
-        torch.testing.assert_close(layer.tau.detach(), torch.full((3,), 4.0))
-        for name in ("threshold", "tau"):
-            with pytest.raises(ValueError, match=name):
-                setattr(layer, name, -1.0)
+@pytest.mark.parametrize("learn", [True, False], ids=["learned", "fixed"])
+def test_a_number_assigned_to_a_tensor_is_written_into_it(learn):
+    layer = sf.LIF(TAU, THRESHOLD, learn_tau=learn, learn_threshold=learn)
+    tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    layer.threshold, layer.tau = 0.7, 4.0
+    assert layer.threshold is tensors["threshold"]
+    assert {**dict(layer.named_parameters()), **dict(layer.named_buffers())}.keys() == tensors.keys()
+    torch.testing.assert_close(layer.threshold.detach(), torch.full((3,), 0.7))
+    torch.testing.assert_close(layer.tau.detach(), torch.full((3,), 4.0))
+    for name in ("threshold", "tau"):
+        with pytest.raises(ValueError, match=name):
+            setattr(layer, name, -1.0)
 
 
 def test_a_tensor_assigned_in_place_of_a_number_moves_and_is_saved_with_the_layer():

@@ -131,23 +131,23 @@ def test_an_unknown_instruction_set_is_not_used():
 
 @pytest.mark.parametrize("steps", [1, 10, 20])
 @pytest.mark.parametrize("time_dim", [0, 1])
-def test_large_outputs_are_the_small_ones_put_together(time_dim, steps):
+@pytest.mark.parametrize("make", [sf.IF, lambda **o: sf.LIF(2.0, 0.4, reset="soft", **o)], ids=["IF", "soft LIF"])
+def test_large_outputs_are_the_small_ones_put_together(time_dim, steps, make):
     """Outputs above 4 MiB are written past the caches; these are split into pieces that are not."""
     pieces = 6
     shape = (steps, pieces, 1 << 18 if steps == 1 else 1 << 15)
     size, limit = torch.Size(shape).numel() * 4, 4 << 20
     assert size > limit > size / pieces
     x, sent = (normal(*shape, seed=s).transpose(0, time_dim).contiguous() for s in (0, 1))
-    for make in (lambda: sf.IF(time_dim=time_dim), lambda: sf.LIF(2.0, 0.4, reset="soft", time_dim=time_dim)):
-        whole = x.clone().requires_grad_()
-        spikes = make()(whole)
-        (gradient,) = torch.autograd.grad(spikes, whole, sent)
-        for i in range(pieces):
-            piece = x.narrow(1 - time_dim, i, 1).contiguous().requires_grad_()
-            wanted = make()(piece)
-            assert torch.equal(spikes.narrow(1 - time_dim, i, 1), wanted)
-            (wanted_gradient,) = torch.autograd.grad(wanted, piece, sent.narrow(1 - time_dim, i, 1).contiguous())
-            assert torch.equal(gradient.narrow(1 - time_dim, i, 1), wanted_gradient)
+    whole = x.clone().requires_grad_()
+    spikes = make(time_dim=time_dim)(whole)
+    (gradient,) = torch.autograd.grad(spikes, whole, sent)
+    for i in range(pieces):
+        piece = x.narrow(1 - time_dim, i, 1).contiguous().requires_grad_()
+        wanted = make(time_dim=time_dim)(piece)
+        assert torch.equal(spikes.narrow(1 - time_dim, i, 1), wanted)
+        (wanted_gradient,) = torch.autograd.grad(wanted, piece, sent.narrow(1 - time_dim, i, 1).contiguous())
+        assert torch.equal(gradient.narrow(1 - time_dim, i, 1), wanted_gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -96,11 +96,11 @@ def test_a_layer_whose_largest_current_can_be_no_threshold_is_named(value: float
     assert model.first.threshold == 0.5  # set before, and put back
 
 
-def test_a_forward_pass_that_reaches_no_layer_is_refused() -> None:
+@pytest.mark.parametrize("function", [tuning.gradient_profile, tuning.normalize_thresholds])
+def test_a_forward_pass_that_reaches_no_layer_is_refused(function) -> None:
     class Around(Plain):
         def forward(self, inputs: Tensor) -> Tensor:
             return self.enter(inputs)
 
-    for function in (tuning.gradient_profile, tuning.normalize_thresholds):
-        with pytest.raises(ValueError, match="reaches none of its spiking layers"):
-            function(made(Around), batches())
+    with pytest.raises(ValueError, match="reaches none of its spiking layers"):
+        function(made(Around), batches())

@@ -214,14 +214,14 @@ def test_gradients_that_vanish_at_every_gamma_are_an_error() -> None:
         tuning.tune_gamma(made(DigitsNet), [digits[:32]])
 
 
-def test_layers_without_a_gradient_are_an_error() -> None:
+@pytest.mark.parametrize("function", [tuning.gradient_profile, tuning.tune_gamma])
+def test_layers_without_a_gradient_are_an_error(function) -> None:
     class Detached(Plain):
         def forward(self, inputs: Tensor) -> Tensor:
             return self.enter(inputs)[:, :3] + 0 * super().forward(inputs).detach()
 
-    for function in (tuning.gradient_profile, tuning.tune_gamma):
-        with pytest.raises(ValueError, match="no gradient of the loss arrives at any spiking layer"):
-            function(made(Detached), batches())
+    with pytest.raises(ValueError, match="no gradient of the loss arrives at any spiking layer"):
+        function(made(Detached), batches())
 
 
 def test_a_model_with_too_few_spiking_layers_is_refused() -> None:
