@@ -32,6 +32,7 @@ from snnfast.ops.options import (
     Gradients,
     NormalizedOptions,
     States,
+    normalized_options,
     states_of,
 )
 from snnfast.ops.recording import recording, refuse_to_record, unrecorded
@@ -90,7 +91,7 @@ class NormalizedIntegrate(Function):
             return none
         needs = ctx.needs_input_grad[:7]
         wanted = sum(bit for bit, needed in zip(OF_TENSORS, needs, strict=True) if needed)
-        options = options._replace(outputs=wanted)
+        options = normalized_options(options, outputs=wanted, batch=options.batch)
 
         def compute(grad_spikes, grad_v_last, grad_potential, *saved):
             current, residual, v0, threshold, tau, weight, bias, batch_moments, tables, checkpoints, count = saved
@@ -100,7 +101,7 @@ class NormalizedIntegrate(Function):
                 sums = gradient_sums(sent, current, residual, states, kept, options)
                 means = means_of_all(sums, count, ctx.process_group)
                 kept = Kept(weight, bias, batch_moments, tables, checkpoints, sums, means)
-                batch = options._replace(batch=True)
+                batch = normalized_options(options, outputs=wanted, batch=True)
             else:
                 batch = options
             found = normalized_backward(sent, current, residual, states, kept, batch)
@@ -118,7 +119,7 @@ def normalized_recorded(
     current: Tensor, residual: Tensor | None, states: States, affine: Affine, options: NormalizedOptions
 ) -> tuple[Tensor, ...]:
     """The op with its gradient, for networks that were recorded as ops. Moments and tables stay the op's own."""
-    kept = options._replace(outputs=options.outputs | CHECKPOINTS)
+    kept = normalized_options(options, outputs=options.outputs | CHECKPOINTS, batch=options.batch)
     spikes, v_last, potential, tracked = NormalizedIntegrate.apply(
         current, residual, *states, *affine, "snnfast::normalized_forward", kept, None, None, None
     )
@@ -196,7 +197,7 @@ def with_gradients(
     move: Callable[[Tensor], None] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a call whose gradients are wanted. ``count``: values per channel of all processes, of several."""
-    options = options._replace(outputs=options.outputs | CHECKPOINTS)
+    options = normalized_options(options, outputs=options.outputs | CHECKPOINTS, batch=options.batch)
     affine, group = normalization.affine, normalization.process_group
     compiling = torch.compiler.is_compiling()  # which does not trace what a Function changes
     inside = move if options.batch and not compiling else None
@@ -226,7 +227,7 @@ def run_with_statistics_of_all(
         # Before the autograd Function: activation checkpointing stops a recomputation there.
         update_running(normalization, tracked_of_all(found, count, mean, variance), True)
     of_all = normalization.with_statistics(found[0], found[1])
-    options = options._replace(batch=False)
+    options = normalized_options(options, outputs=options.outputs, batch=False)
     given = (current, residual, *states, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         return with_gradients(name, of_all, given, options, count, None)

@@ -23,6 +23,7 @@ __all__ = [
     "NormalizedOptions",
     "Options",
     "States",
+    "normalized_options",
     "states_of",
 ]
 
@@ -76,6 +77,12 @@ class NormalizedOptions(NamedTuple):
     outputs: int
     eps: float
     batch: bool  # by the batch's own statistics
+
+
+def normalized_options(options: NormalizedOptions, *, outputs: int, batch: bool) -> NormalizedOptions:
+    """The same options with other outputs and statistics: ``_replace``, which dynamo cannot trace before torch 2.7."""
+    neuron, kinds, steps, time_dim, _, eps, _ = options
+    return NormalizedOptions(neuron, kinds, steps, time_dim, outputs, eps, batch)
 
 
 SCHEMAS = {
