@@ -295,6 +295,26 @@ def test_weight_and_bias_may_have_dtypes_of_their_own(kernels, dtypes):
         assert ours.dtype == dtype and torch.equal(ours, theirs.to(dtype))
 
 
+LAID = {"every second": lambda p: p.repeat_interleave(2)[::2], "one for all": lambda p: p[:1].expand(C)}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("laid", LAID.values(), ids=LAID)
+def test_parameters_and_statistics_may_lie_anyhow_in_memory(kernels, laid, training):
+    x = normal(6, 4, C, 3).to(kernels.device)
+    given = [laid(normal(C, seed=i).abs() + 0.5).to(kernels.device) for i in range(4)]
+    results = []
+    for weight, bias, mean, variance in (given, [t.contiguous() for t in given]):
+        statistics = {} if training else {"running_mean": mean, "running_var": variance}
+        weight, bias = weight.requires_grad_(), bias.requires_grad_()
+        spikes, _ = sf.functional.batch_norm_integrate_and_fire(
+            x, weight=weight, bias=bias, training=training, **statistics
+        )
+        results.append([spikes, *torch.autograd.grad(spikes, [weight, bias], normal(*x.shape, seed=5).to(x))])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @makers
 def test_under_autocast_float32_layers_take_half_currents(make):
     layer, x = trained(make), normal(6, 4, C, 3)
