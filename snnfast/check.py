@@ -75,7 +75,9 @@ class CheckReport:
         rows = [(row.name, row.kind, row.axes, share) for row, share in zip(self.layers, firing, strict=True)]
         lines = table(rows, left=4)
         if not self.problems:
-            return "\n".join([*lines, "no problems found"])
+            first = self.layers[0] if self.layers else None
+            meant = f", if T={first.steps} and B={first.batch} are what you mean" if first else ""
+            return "\n".join([*lines, f"no problems found{meant}"])
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}:"
         return "\n".join([*lines, count, *(f"  * {problem}" for problem in self.problems)])
 

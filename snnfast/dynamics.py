@@ -52,7 +52,7 @@ class Dynamics:
     tau: float
     reset_value: float
     flags: int
-    surrogate: Any  # one of the seven shapes; in sf.reference also any callable
+    surrogate: Any  # one of the shapes; in sf.reference also any callable
     # What every op takes (snnfast.ops.options): threshold, tau, reset value, gamma, beta; flags and the shape's code.
     neuron: tuple[float, float, float, float, float] = field(init=False, repr=False, compare=False)
     kinds: tuple[int, int] = field(init=False, repr=False, compare=False)
@@ -139,7 +139,9 @@ def check_surrogate(value: object, *, custom: bool, name: str) -> Surrogate | Ca
             f"surrogate: {name} runs compiled kernels and cannot call {what!r}; allowed are the shapes of "
             f"snnfast.surrogate (a custom callable runs in snnfast.reference only){hints.of_surrogate(value)}"
         )
-    raise TypeError(f"surrogate must be one of the shapes of snnfast.surrogate, got {value!r}")
+    raise TypeError(
+        f"surrogate must be one of the shapes of snnfast.surrogate, got {value!r}{hints.of_surrogate(value)}"
+    )
 
 
 def make_dynamics(
@@ -245,6 +247,11 @@ def check_call(
         if current.shape[time_dim] == 0:
             raise ValueError(f"current has 0 time steps in dimension {time_dim} of {list(current.shape)}; at least 1")
     else:
+        if isinstance(steps, Tensor):
+            raise TypeError(
+                "steps must be an int, got Tensor; a potential to start from is v0 of snnfast.functional's functions, "
+                "or carried by a layer with carry_state=True"
+            )
         integer("steps", steps, least=1)
         if current.dim() == 0:
             raise ValueError("current held over steps must have the shape [B, ...], got a 0-d tensor")

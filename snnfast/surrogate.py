@@ -32,7 +32,7 @@ def _exp_of_minus(a: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Surrogate:
-    """Base of the seven shapes. Compare, hash and replace them like any frozen dataclass.
+    """Base of the shapes. Compare, hash and replace them like any frozen dataclass.
 
     A subclass of your own, which overrides ``derivative``, runs in ``snnfast.reference`` only, as any callable does.
 

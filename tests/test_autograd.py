@@ -311,6 +311,17 @@ def test_forward_mode_is_refused_for_every_argument(which):
             sf.functional.leaky_integrate_and_fire(x, **plain)
 
 
+@calls
+def test_a_gradient_that_a_later_layer_made_dual_is_refused(name):
+    x, later = torch.randn(5, 4, 3, requires_grad=True), torch.randn(5, 4, 3)
+    with forward_ad.dual_level():
+        spikes = CALLS[name](x)
+        loss = (spikes * forward_ad.make_dual(later, torch.ones_like(later))).sum()
+        with pytest.raises(NotImplementedError, match=rf"\b{name}\b.*forward-mode"):
+            torch.autograd.grad(loss, x)
+        torch.autograd.grad(CALLS[name](x).sum(), x)
+
+
 def test_functional_call_is_no_transform():
     layer, x = sf.IF(1.0, learn_threshold=True), normal(6, 4)
     other = torch.tensor(0.3, requires_grad=True)

@@ -270,6 +270,15 @@ def test_forward_mode_is_refused_for_every_argument(which):
             leaves.run()
 
 
+@pytest.mark.parametrize("which", ["running_mean", "running_var"])
+def test_forward_mode_is_refused_for_given_statistics(which):
+    given = {"running_mean": torch.zeros(C), "running_var": torch.ones(C)}
+    with forward_ad.dual_level():
+        given[which] = forward_ad.make_dual(given[which], torch.ones(C))
+        with pytest.raises(NotImplementedError, match=r"batch_norm_integrate_and_fire .*forward-mode"):
+            sf.functional.batch_norm_integrate_and_fire(torch.randn(6, 4, C), training=False, **given)
+
+
 def test_functional_call_is_no_transform():
     layer, x = sf.BatchNormIF(C), torch.randn(6, 4, C)
     other = torch.full((C,), 0.3, requires_grad=True)

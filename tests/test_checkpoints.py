@@ -53,6 +53,44 @@ def test_a_layer_alone_keeps_its_surrogate_too():
     assert other.surrogate == FastSigmoid(gamma=0.5, beta=2.0)
 
 
+OTHER_OPTIONS = {
+    "tau": ({"tau": 2.0}, {"tau": 20.0}, r"had tau=2.0 \(here 20.0\) in the network that was saved"),
+    "reset": ({"reset": "soft"}, {}, r"reset='soft' \(here 'hard'\)"),
+    "reset_value": ({"reset_value": -0.5}, {}, r"reset_value=-0.5 \(here 0.0\)"),
+    "decay_input": ({"decay_input": False}, {}, r"decay_input=False \(here True\)"),
+    "fire_on_equal": ({"fire_on_equal": True}, {}, r"fire_on_equal=True \(here False\)"),
+    "delay": ({"delay": True}, {}, r"delay=True \(here False\)"),
+}
+
+
+@pytest.mark.parametrize(("saved", "own", "said"), OTHER_OPTIONS.values(), ids=OTHER_OPTIONS)
+@pytest.mark.parametrize("fused", [False, True], ids=["neuron", "fused"])
+def test_loading_warns_of_options_that_were_others(saved, own, said, fused, tmp_path):
+    def network(options):
+        net = torch.nn.Sequential(sf.OverTime(torch.nn.BatchNorm1d(4)), sf.LIF(**options))
+        if fused:
+            assert len(sf.fuse(net).fused) == 1
+        return net
+
+    torch.save(network(saved).state_dict(), tmp_path / "file")
+    state = torch.load(tmp_path / "file")
+    loaded = network(own)
+    with pytest.warns(UserWarning, match=said) as given:
+        loaded.load_state_dict(state)
+    assert len(given) == 1
+    for name, value in own.items():
+        assert getattr(loaded[1], name) == value
+
+
+def test_a_neuron_that_leaks_is_no_other_without_a_word():
+    with pytest.warns(UserWarning, match=r"'LIF' had leak=False \(here True\)"):
+        sf.LIF().load_state_dict(sf.IF().state_dict())
+
+
+def test_a_learned_tau_and_the_gradients_of_the_reset_are_no_other_options(no_other_warnings):
+    sf.LIF(3.0, learn_tau=True).load_state_dict(sf.LIF(2.0, learn_tau=True, detach_reset=False).state_dict())
+
+
 def test_a_surrogate_assigned_later_is_the_one_saved():
     layer = sf.IF()
     layer.surrogate = FastSigmoid(gamma=2.0)

@@ -35,7 +35,7 @@ def test_a_name_has_the_options_that_differ_from_the_plainest():
 @pytest.mark.parametrize(
     ("options", "drawn", "said"),
     [
-        ({"refractory": [0, 2]}, {"refractory": 2}, "no words for the option 'refractory': add it to WORDS"),
+        ({"unheard_of": [0, 2]}, {"unheard_of": 2}, "no words for the option 'unheard_of': add it to WORDS"),
         ({"delay": [False, True, 2]}, {"delay": 2}, r"no word for delay=2: add it to WORDS\['delay'\]"),
     ],
     ids=["option", "value"],

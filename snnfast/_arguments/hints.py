@@ -40,6 +40,7 @@ NAMES = {
     "store_v_seq": "is return_potential=True of snnfast.functional's functions here",
     "beta": f"{_TAU}, with decay_input=False; a surrogate's height is an option of the surrogate",
     "learn_beta": "is learn_tau of LIF here",
+    "decay": f"{_TAU}, where it is the decay per step",
     "alpha": "is gamma here, the sharpness of a surrogate: surrogate=snnfast.surrogate.Sigmoid(gamma=4.0, beta=4.0), "
     "say (docs/guide/options.md has each shape's); the decay of a synaptic current has no counterpart",
     "gamma": "is an option of the surrogate: surrogate=snnfast.surrogate.FastSigmoid(gamma=10.0)",
@@ -144,7 +145,7 @@ def shape_of(name: str, alpha: object = None) -> str:
 def of_surrogate(value: object) -> str:
     """Ours beside a surrogate of another library, "" for what is none of them."""
     # snnTorch's are functions made by one of the shape's name.
-    name = getattr(value, "__qualname__", type(value).__name__).partition(".")[0]
+    name = value if isinstance(value, str) else getattr(value, "__qualname__", type(value).__name__).partition(".")[0]
     return shape_of(name, getattr(value, "alpha", None))
 
 

@@ -101,7 +101,9 @@ def integrate_recorded(current: Tensor, states: States, options: Options) -> tup
 
 
 def once_differentiable(name: str, compute: Callable[..., Any], tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-    """``compute(*tensors)``, whose results are gradients. Under create_graph=True they must not pass for constants."""
+    """``compute(*tensors)``, whose results are gradients. They must not pass for constants under create_graph=True, nor
+    where a later layer's forward-mode derivative came with a gradient."""
+    refuse_duals(f"{name}'s backward pass", *tensors)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         if any_batched(tensors):  # vmap would lose the refusal below
             raise NotImplementedError(
@@ -121,6 +123,11 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     """Raises NotImplementedError inside torch.func transforms and for forward-mode dual tensors."""
     if torch._C._are_functorch_transforms_active():  # torch.compile traces this question, too
         raise NotImplementedError(f"{name} does not run inside torch.func transforms (vmap, grad, jvp, …)")
+    refuse_duals(name, *tensors)
+
+
+def refuse_duals(name: str, *tensors: Tensor | None) -> None:
+    """Raises NotImplementedError for forward-mode dual tensors."""
     if forward_ad._current_level >= 0 and (
         torch.compiler.is_compiling()  # whether a tensor is dual cannot be traced
         or any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)

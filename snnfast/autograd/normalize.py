@@ -141,7 +141,7 @@ def check_and_begin(
 ) -> int:
     """What every call checks before it runs; the number of values per channel."""
     weight, bias, mean, variance = normalization.affine
-    begin(name, current, states, steps, time_dim, residual, weight, bias)
+    begin(name, current, states, steps, time_dim, residual, *normalization.affine)
     per_channel = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
     check_normalized_call(current, residual, steps, time_dim, normalization.channels, **per_channel)
     values = current.numel() // max(channels_of(current, steps is not None), 1)

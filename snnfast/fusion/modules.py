@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snnfast._arguments.axes import check_over_time
 from snnfast.layers import LIF, Neuron, OverTime
 from snnfast.layers.neuron import _OPTIONS
-from snnfast.layers.state_dict import WithNumbers, read_surrogate, write_surrogate
+from snnfast.layers.state_dict import WithNumbers, read_options, write_options
 
 __all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer", "join_sizes", "laid_out"]
 
@@ -198,7 +198,7 @@ class FusedNeuron(WithNumbers):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in _tables(self.layer).items():
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
-        write_surrogate(self.layer, destination, prefix)
+        write_options(self.layer, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         # A module with these tensors alone loads them as any module would, shape checks and `assign` included.
@@ -212,7 +212,7 @@ class FusedNeuron(WithNumbers):
         self.layer._parameters.update(tables._parameters)
         self.layer._buffers.update(tables._buffers)
         self._load_numbers(state_dict, prefix, local_metadata, *args)
-        read_surrogate(self.layer, prefix, local_metadata, *args)
+        read_options(self.layer, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         return f"runs in {self.name!r}"

@@ -12,7 +12,7 @@ from snnfast._arguments import hints
 from snnfast.autograd import integrate
 from snnfast.dynamics import Dynamics, check_dtype, check_time_dim, flag, given_tau, make_dynamics
 from snnfast.layers.base import Layer, as_leaf
-from snnfast.layers.state_dict import WithNumbers, read_surrogate, write_surrogate
+from snnfast.layers.state_dict import WithNumbers, read_options, write_options
 from snnfast.layers.tables import LOGITS, logit_of, reset_tables, set_table, show_table, start_of, write_table
 from snnfast.ops.options import LAST, States, states_of
 from snnfast.ops.recording import refuse_to_record
@@ -45,7 +45,7 @@ class Neuron(WithNumbers, Layer):
     _leak_options: tuple[str, ...] = ()
     _numbers = ("threshold",)
     _numbers_elsewhere = False  # whether another module's state dict has them: of a fused layer, the neuron's
-    _written: tuple[dict[str, Any], float] | None = None  # see write_surrogate
+    _written: tuple[dict[str, Any], float] | None = None  # see write_options
 
     if TYPE_CHECKING:
 
@@ -228,12 +228,12 @@ class Neuron(WithNumbers, Layer):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        write_surrogate(self, destination, prefix)
+        write_options(self, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if not self._numbers_elsewhere or "surrogate" in local_metadata:  # of a fused layer, the neuron's name has it
-            read_surrogate(self, prefix, local_metadata, *args)
+            read_options(self, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         shown = [f"threshold={show_table(self.threshold)}", f"reset={self.reset!r}", f"surrogate={self.surrogate}"]

@@ -1,11 +1,12 @@
-"""What a state dict keeps of a layer beyond its tensors: the surrogate, and numbers that were measured.
+"""What a state dict keeps of a layer beyond its tensors: the surrogate, numbers that were measured, and its options.
 
 The surrogate is in the metadata, which torch.save and load_state_dict know: no key of its own, so that checkpoints
 interchange with networks whose activations have none. A plain dict has no metadata; loading one says so.
 
 A number that was measured for these weights, a threshold from data, is worth as much as the weights: it is *held*, by a
 key of its own, a 0-d float64 tensor, which takes every path that tensors take. In the layer it stays a number. The
-metadata has the numbers of all layers, held or not, so that loading can say where they differ.
+metadata has the numbers of all layers, held or not, so that loading can say where they differ. So it does with the
+other options that spikes depend on, which stay what they are in the network that is loaded into.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from snnfast.dynamics import Dynamics
 from snnfast.surrogate import SHAPES, Surrogate
 
-__all__ = ["WithNumbers", "hold", "read_surrogate", "takes_keys", "write_surrogate"]
+__all__ = ["WithNumbers", "hold", "read_options", "takes_keys", "write_options"]
 
 
 class WithNumbers(nn.Module):
@@ -103,30 +105,62 @@ def _name(module: object, prefix: str) -> str:
     return repr(prefix[:-1] or type(module).__name__)
 
 
-# Surrogates
+# Surrogates and options
 
 
-class WithSurrogate(Protocol):
+class WithOptions(Protocol):
     surrogate: Surrogate
-    _written: tuple[dict[str, Any], float] | None  # see write_surrogate
+    _dynamics: Dynamics
+    _written: tuple[dict[str, Any], float] | None  # see write_options
 
 
-def write_surrogate(layer: WithSurrogate, destination: Any, prefix: str) -> None:
-    """Puts a layer's surrogate into a state dict's metadata."""
+def write_options(layer: WithOptions, destination: Any, prefix: str) -> None:
+    """Puts a layer's surrogate and options into a state dict's metadata."""
     s = layer.surrogate
     entry = {"shape": type(s).__name__, "gamma": s.gamma, "beta": s.beta}
     _write_metadata(destination, prefix, "surrogate", entry)
+    _write_metadata(destination, prefix, "options", _options_of(layer._dynamics))
     layer._written = (entry, s.gamma)
 
 
-def _written_by(layer: WithSurrogate, saved: dict[str, Any]) -> bool:
+def _options_of(dynamics: Dynamics) -> dict[str, Any]:
+    """The options that spikes depend on, but for thresholds and what is a tensor: numbers, words and flags."""
+    options: dict[str, Any] = {"reset": "soft" if dynamics.soft else "hard"}
+    if not dynamics.soft:
+        options["reset_value"] = dynamics.reset_value
+    options.update(fire_on_equal=dynamics.fire_on_equal, delay=dynamics.delay, leak=dynamics.leaky)
+    if dynamics.leaky:
+        options["decay_input"] = dynamics.input_decays
+        if dynamics.tau:
+            options["tau"] = dynamics.tau
+    return options
+
+
+def read_options(layer: WithOptions, prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
+    """Gives a layer the surrogate of a state dict's metadata, and warns where the layer that was saved had others of
+    the options, which stay. ``rest``: strict, and the lists that torch hands to ``_load_from_state_dict``."""
+    _read_surrogate(layer, prefix, local_metadata, *rest)
+    saved = local_metadata.get("options", {})
+    own = _options_of(layer._dynamics)
+    differ = [f"{name}={saved[name]!r} (here {own[name]!r})" for name in own if own[name] != saved.get(name, own[name])]
+    missing_keys = rest[1]
+    if differ:
+        _warn(
+            missing_keys,
+            "other options",
+            f"{_name(layer, prefix)} had {', '.join(differ)} in the network that was saved; options do not travel, "
+            "here they stay. Others may differ too",
+        )
+
+
+def _written_by(layer: WithOptions, saved: dict[str, Any]) -> bool:
     """Whether this layer wrote this very entry, and nobody has put another number there since."""
     written = layer._written
     return written is not None and saved is written[0] and saved.get("gamma") is written[1]
 
 
-def read_surrogate(
-    layer: WithSurrogate,
+def _read_surrogate(
+    layer: WithOptions,
     prefix: str,
     local_metadata: dict[str, Any],
     _strict: bool,
