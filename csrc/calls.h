@@ -177,13 +177,13 @@ struct NormalizationGradientsCall {
     DType parameter_dtype = DType::float32;  // of the gradients of weight and bias
     i64 channels = 1;
     double eps = 0.0;
-    double count = 1.0;               // values per channel
-    const double* sums = nullptr;     // [2, channels]: of dL/dI, and of dL/dI * (x - mean)
-    const double* moments = nullptr;  // [2, channels]: mean, biased variance
-    const void* tables = nullptr;     // [3, channels] state: mean, scale, shift
+    double count = 1.0;                  // values per channel
+    const double* sums = nullptr;        // [2, channels]: of dL/dI, and of dL/dI * (x - mean)
+    const double* moments = nullptr;     // [2, channels]: mean, biased variance
+    const void* tables = nullptr;        // [3, channels] state: mean, scale, shift
     void* through_statistics = nullptr;  // [2, channels] state: through_mean, through_variance
-    void* grad_weight = nullptr;      // [channels]
-    void* grad_bias = nullptr;        // [channels]
+    void* grad_weight = nullptr;         // [channels]
+    void* grad_bias = nullptr;           // [channels]
 };
 
 // Spikes as bits, one per spike (math/pack_bits.h).
