@@ -272,8 +272,10 @@ def _of_sizes(run: _Run, steps: int | None) -> Iterator[str]:
         for what, of in (("T", lambda row: row.steps), ("B", lambda row: row.batch)):
             if len({of(row) for row in rows}) > 1:
                 yield _disagreement(what, of, rows)
-    other = next((row for row in rows if steps not in (None, row.steps)), None)
-    if other is not None:
+    others = [row for row in rows if steps not in (None, row.steps)]
+    if others:
+        # OverTime takes both orders: its axes are what a layer that does not makes of them.
+        other = next((row for row in others if not _either_order(row)), others[0])
         where = f"; dimension {1 - other.time_dim} has them" if other.batch == steps and not other.held else ""
         ran = f"{other.steps} step{'s' if other.steps > 1 else ''}"
         yield f"{other.name!r} runs {ran}, not the {steps} meant{where}"
@@ -320,7 +322,8 @@ def _ambiguity(first: LayerAxes) -> Iterator[str]:
     if len(shape) < 3:
         yield f"{reads}: if it is [B, C], {missing}"
     elif len(shape) == 4 and shape[1] <= _FEW_CHANNELS < shape[2] == shape[3]:
-        yield f"{reads}: it looks like images [B, C, H, W]; if it is, {missing}"
+        one = "; if it is one sample [T, C, H, W], add the batch: sample.unsqueeze(1)"
+        yield f"{reads}: it looks like images [B, C, H, W]; if it is, {missing}{one if first.time_dim == 0 else ''}"
     elif first.batch == 1 < first.steps:
         yield f"{reads}, a batch of one: if the {first.steps} are the batch, {missing}"
     elif first.steps == first.batch > 1:

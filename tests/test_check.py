@@ -194,3 +194,14 @@ def test_what_cannot_be_checked_is_refused():
         sf.check(sf.IF(), x.numpy())
     with pytest.raises(TypeError, match="steps must be an int, got float"):
         sf.check(sf.IF(), x, steps=5.0)
+
+
+def test_of_steps_that_are_not_the_ones_meant_the_layer_that_decides_is_named():
+    net = nn.Sequential(sf.OverTime(nn.Conv2d(1, 4, 3)), sf.IF(time_dim=1))
+    report = sf.check(net, torch.rand(10, 2, 1, 6, 6), steps=10)
+    assert report.problems[0].startswith("'1' runs 2 steps, not the 10 meant; dimension 0 has them")
+
+
+def test_a_sequence_without_batch_is_told_from_images():
+    report = sf.check(nn.Sequential(sf.OverTime(nn.Flatten()), sf.IF()), torch.rand(10, 1, 8, 8))
+    assert "if it is one sample [T, C, H, W], add the batch: sample.unsqueeze(1)" in report.problems[0]

@@ -87,6 +87,25 @@ def test_a_traced_network_is_the_network_also_when_saved(make):
     assert_same(traced, other, normal(20, 3, 4, seed=2) * 2)
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.neuron = nn.Conv1d(C, C, 3, padding=1), nn.BatchNorm1d(C), sf.IF()
+
+    def forward(self, x):
+        y = self.norm(self.conv(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+        return self.neuron(y + x)
+
+
+def test_a_traced_network_with_a_fused_residual_is_the_network_without_a_warning():
+    net = Residual().eval()
+    assert sf.fuse(net).fused[0].residual
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=torch.jit.TracerWarning)
+        traced = torch.jit.trace(net, normal(6, 2, C, 5), check_trace=False)
+    assert_same(traced, net, normal(20, 3, C, 7, seed=1) * 2)
+
+
 def test_a_traced_layer_holds_its_current_and_takes_the_batch_first():
     class Held(nn.Module):
         def __init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from snnfast._arguments.axes import check_over_time
 from snnfast.layers import LIF, Neuron, OverTime
 from snnfast.layers.neuron import _OPTIONS
 from snnfast.layers.state_dict import WithNumbers, read_options, write_options
+from snnfast.ops.recording import unrecorded
 
 __all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer", "join_sizes", "laid_out"]
 
@@ -86,7 +88,7 @@ def fit_residual(residual: Tensor | float, current: Tensor) -> tuple[Tensor, Ten
     if residual.dtype != current.dtype:
         dtype = torch.result_type(residual, current)
         residual, current = residual.to(dtype), current.to(dtype)
-    if residual.shape != current.shape:
+    if unrecorded(operator.ne, residual.shape, current.shape):  # by torch.jit.trace, which would warn of the question
         if torch.broadcast_shapes(residual.shape, current.shape) != current.shape:
             raise ValueError(
                 f"residual of shape {list(residual.shape)} does not fit the current of shape "
