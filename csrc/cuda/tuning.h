@@ -1,4 +1,4 @@
-// What decides the speed of the CUDA kernels and nothing of their results.
+// What decides the speed of the CUDA kernels, and of their results only the order in which sums per channel add up.
 #pragma once
 
 #include "calls.h"
