@@ -80,7 +80,7 @@ class NormalizedOptions(NamedTuple):
 
 
 def normalized_options(options: NormalizedOptions, *, outputs: int, batch: bool) -> NormalizedOptions:
-    """The same options with other outputs and statistics: ``_replace``, which dynamo cannot trace before torch 2.7."""
+    """The same options with other outputs and statistics: ``_replace``, which dynamo of torch 2.6 cannot trace."""
     neuron, kinds, steps, time_dim, _, eps, _ = options
     return NormalizedOptions(neuron, kinds, steps, time_dim, outputs, eps, batch)
 
