@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent
 KEPT_BUILDS = 6  # a finished one takes about 10 MB, an interrupted one up to 60
 
 # CPU seconds of g++ 12 and nvcc 13.0 on an AMD EPYC; they are for what is said before a build alone.
-CPU_KERNELS_SECONDS = 85
+CPU_SECONDS = 8
+CPU_SECONDS_PER_SET = 26
 CUDA_SECONDS = 15
 CUDA_SECONDS_PER_ARCHITECTURE = 46
 LONGEST_FILE_SECONDS = 55
@@ -71,7 +72,11 @@ def chosen_options(given: dict[str, bytes]) -> dict[str, str]:
     if cuda not in ("auto", "0", "1"):
         raise SystemExit(f"SNNFAST_CUDA is {cuda!r}; allowed are auto, 0 and 1")
     default = re.search(rb'set\(SNNFAST_CUDA_ARCHS "(.*?)"', given["CMakeLists.txt"])[1].decode()
-    return {"SNNFAST_CUDA": cuda, "SNNFAST_CUDA_ARCHS": os.environ.get("SNNFAST_CUDA_ARCHS") or default}
+    return {
+        "SNNFAST_CUDA": cuda,
+        "SNNFAST_CUDA_ARCHS": os.environ.get("SNNFAST_CUDA_ARCHS") or default,
+        "SNNFAST_CPU_SETS": os.environ.get("SNNFAST_CPU_SETS") or "all",
+    }
 
 
 # The build cache
@@ -108,7 +113,8 @@ def tools(cuda: bool) -> list[str]:
     """CMake, and every compiler that it may choose."""
     named = ["cmake", "c++", "g++", "clang++", os.environ.get("CXX", "")]
     if cuda:
-        folders = [os.environ.get(name, "") for name in ("CUDA_PATH", "CUDAToolkit_ROOT")] + ["/usr/local/cuda"]
+        folders = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH", "CUDAToolkit_ROOT")]
+        folders.append("/usr/local/cuda")
         named += ["nvcc", os.environ.get("CUDACXX", ""), *(f"{folder}/bin/nvcc" for folder in folders if folder)]
     return named
 
@@ -252,8 +258,10 @@ def announce(build: Path, cuda: bool, options: dict[str, str], cached: bool) -> 
     """Says what is compiled, how long it takes and how it takes less, before it starts."""
     architectures = [name for name in options["SNNFAST_CUDA_ARCHS"].split(";") if name] if cuda else []
     files = len(re.findall(r"^build \S+\.o: ", (build / "build.ninja").read_text(), re.MULTILINE))
-    seconds = CPU_KERNELS_SECONDS
-    parts = "CPU kernels for every instruction set"
+    sets = options["SNNFAST_CPU_SETS"]
+    cpu_seconds = CPU_SECONDS + CPU_SECONDS_PER_SET * {"all": 3, "native": 1}.get(sets, len(sets.split(";")))
+    seconds = cpu_seconds
+    parts = f"CPU kernels for {'every instruction set' if sets == 'all' else sets.replace(';', ', ')}"
     if cuda:
         seconds += CUDA_SECONDS + CUDA_SECONDS_PER_ARCHITECTURE * len(architectures)
         parts += f", CUDA kernels for {len(architectures)} GPU architecture{'s' * (len(architectures) > 1)}"
@@ -264,7 +272,7 @@ def announce(build: Path, cuda: bool, options: dict[str, str], cached: bool) -> 
     ]
     if cuda and options["SNNFAST_CUDA"] == "auto":
         gpus = gpus_here()
-        share = f"the CUDA part is {minutes(seconds - CPU_KERNELS_SECONDS)} of CPU time"
+        share = f"the CUDA part is {minutes(seconds - cpu_seconds)} of CPU time"
         if not gpus:
             one = "SNNFAST_CUDA_ARCHS=90, say, builds for one kind of GPU alone"
             lines.append(f"{share}, and no GPU answers here: SNNFAST_CUDA=0 leaves it out, {one}")

@@ -136,7 +136,7 @@ def build(source_copy: Path, tmp_path: Path) -> Builder:
 @pytest.fixture
 def setup_py(source_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The functions of setup.py, for a source folder that a test may change."""
-    for name in ("SNNFAST_CUDA", "SNNFAST_CUDA_ARCHS", "SNNFAST_BUILD_CACHE"):
+    for name in ("SNNFAST_CUDA", "SNNFAST_CUDA_ARCHS", "SNNFAST_CPU_SETS", "SNNFAST_BUILD_CACHE"):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("setup_of_snnfast", source_copy / "setup.py")
     assert spec is not None and spec.loader is not None

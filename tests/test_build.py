@@ -53,7 +53,8 @@ def test_a_build_says_first_what_cuda_costs(setup_py, monkeypatch, capsys, tmp_p
     (tmp_path / "build.ninja").write_text("build a.cpp.o: CXX a.cpp\nbuild b.cu.o: CUDA b.cu\n")
     monkeypatch.setattr(setup_py, "gpus_here", lambda: gpus)
     monkeypatch.setenv("CI", "1")  # not to the terminal of whoever runs the tests
-    setup_py.announce(tmp_path, True, {"SNNFAST_CUDA": cuda, "SNNFAST_CUDA_ARCHS": archs}, False)
+    options = {"SNNFAST_CUDA": cuda, "SNNFAST_CUDA_ARCHS": archs, "SNNFAST_CPU_SETS": "all"}
+    setup_py.announce(tmp_path, True, options, False)
     said = capsys.readouterr().err
     count = len(archs.split(";"))
     assert said.startswith("snnfast: compiling 2 files (CPU kernels for every instruction set, CUDA kernels for ")
@@ -63,13 +64,21 @@ def test_a_build_says_first_what_cuda_costs(setup_py, monkeypatch, capsys, tmp_p
     assert says is None or says in said
 
 
-def test_more_architectures_are_said_to_take_longer(setup_py, monkeypatch, capsys, tmp_path):
+def test_more_kernels_are_said_to_take_longer(setup_py, monkeypatch, capsys, tmp_path):
     (tmp_path / "build.ninja").write_text("")
     monkeypatch.setenv("CI", "1")
     found = []
-    for cuda, archs in ((False, ""), (True, "90"), (True, "80;90;100;120")):
-        setup_py.announce(tmp_path, cuda, {"SNNFAST_CUDA": "1", "SNNFAST_CUDA_ARCHS": archs}, False)
-        found.append(int(re.search(r"about (\d+) minute", capsys.readouterr().err)[1]))
+    for cuda, archs, sets in (
+        (False, "", "avx2"),
+        (False, "", "all"),
+        (True, "90", "all"),
+        (True, "80;90;100;120", "all"),
+    ):
+        options = {"SNNFAST_CUDA": "1", "SNNFAST_CUDA_ARCHS": archs, "SNNFAST_CPU_SETS": sets}
+        setup_py.announce(tmp_path, cuda, options, False)
+        said = capsys.readouterr().err
+        assert f"CPU kernels for {'every instruction set' if sets == 'all' else sets}" in said
+        found.append(int(re.search(r"about (\d+) minute", said)[1]))
     assert found == sorted(set(found))
 
 

@@ -74,6 +74,7 @@ CHANGES = {
     "setup.py": edit("setup.py"),
     "SNNFAST_CUDA": environment(SNNFAST_CUDA="0"),
     "SNNFAST_CUDA_ARCHS": environment(SNNFAST_CUDA_ARCHS="90"),
+    "SNNFAST_CPU_SETS": environment(SNNFAST_CPU_SETS="baseline"),
     "CXXFLAGS": environment(CXXFLAGS="-g"),
     "CUDAFLAGS": environment(CUDAFLAGS="-G"),
     "a CMake variable": environment(CMAKE_CXX_COMPILER_LAUNCHER="ccache"),

@@ -1,12 +1,13 @@
 // Chooses the instruction set at run time, once, and holds what needs no vectors of a fixed width.
 #include <unistd.h>
 
-#if defined(SNNFAST_X86)
+#if defined(SNNFAST_WITH_AVX2)
 #include <cpuid.h>
 #endif
 
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 
 #include "cpu/dispatch.h"
 #include "math/normalization.h"
@@ -25,7 +26,7 @@ struct InstructionSet {
     void (*channel_sum)(const ChannelSumCall&, int);
 };
 
-#if defined(SNNFAST_X86)
+#if defined(SNNFAST_WITH_AVX2)
 // F16C, which every processor with AVX2 has so far. Not all compilers' __builtin_cpu_supports know it by name.
 bool converts_float16() {
     unsigned eax, ebx, ecx, edx;
@@ -33,36 +34,53 @@ bool converts_float16() {
 }
 #endif
 
-// Best first.
+// Best first; those that were built (CMakeLists.txt, SNNFAST_CPU_SETS).
 const InstructionSet instruction_sets[] = {
-#if defined(SNNFAST_X86)
+#if defined(SNNFAST_WITH_AVX512)
     {"avx512",
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      },
      avx512::forward, avx512::backward, avx512::moments, avx512::channel_sum},
+#endif
+#if defined(SNNFAST_WITH_AVX2)
     {"avx2", [] { return __builtin_cpu_supports("avx2") && converts_float16(); }, avx2::forward, avx2::backward,
      avx2::moments, avx2::channel_sum},
 #endif
+#if defined(SNNFAST_WITH_BASELINE)
     {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::moments, baseline::channel_sum},
+#endif
 };
 
 const InstructionSet* best() {
     for (const InstructionSet& set : instruction_sets)
         if (set.supported()) return &set;
-    return nullptr;  // not reached: the baseline runs everywhere
+    return nullptr;  // the baseline, which runs everywhere, was left out of the build
 }
 
 std::atomic<const InstructionSet*> in_use{best()};
 
+const InstructionSet& chosen() {
+    const InstructionSet* set = in_use.load();
+    if (!set)
+        throw std::runtime_error(
+            "snnfast: this processor has none of the instruction sets that the CPU kernels were built for; install "
+            "again with SNNFAST_CPU_SETS=all");
+    return *set;
+}
+
 }  // namespace
 
-void forward(const ForwardCall& call, int threads) { in_use.load()->forward(call, threads); }
-void backward(const BackwardCall& call, int threads) { in_use.load()->backward(call, threads); }
-void moments(const MomentsCall& call, int threads) { in_use.load()->moments(call, threads); }
-void channel_sum(const ChannelSumCall& call, int threads) { in_use.load()->channel_sum(call, threads); }
-const char* instruction_set() { return in_use.load()->name; }
+void forward(const ForwardCall& call, int threads) { chosen().forward(call, threads); }
+void backward(const BackwardCall& call, int threads) { chosen().backward(call, threads); }
+void moments(const MomentsCall& call, int threads) { chosen().moments(call, threads); }
+void channel_sum(const ChannelSumCall& call, int threads) { chosen().channel_sum(call, threads); }
+
+const char* instruction_set() {
+    const InstructionSet* set = in_use.load();
+    return set ? set->name : "none";
+}
 
 bool use_instruction_set(const char* name) {
     for (const InstructionSet& set : instruction_sets) {
