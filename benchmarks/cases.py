@@ -39,6 +39,7 @@ class Case:
         sides: names of baselines, snnfast among them.
         suites: the suites that have it: "quick" (seconds), "default" (minutes), "full".
         block: what surrounds the neuron, a key of BLOCKS.
+        channels_last: the current [T, B, C, ...] and what is like it lie in memory as [T, B, ..., C].
         seconds: time to spend on measuring it, all sides together, after the first calls.
         devices: where it is worth measuring.
         note: a sentence for the reader of the table.
@@ -54,6 +55,7 @@ class Case:
     sides: tuple[str, ...] = LOOPS
     suites: frozenset[str] = frozenset({"default", "full"})
     block: str = "neuron"
+    channels_last: bool = False
     seconds: float = 2.0
     devices: tuple[str, ...] = ("cpu", "cuda")
     note: str = ""
@@ -70,6 +72,10 @@ class Case:
     def elements(self) -> int:
         """Neurons times steps."""
         return math.prod(self.output_shape)
+
+    def laid_out(self, values: Tensor) -> Tensor:
+        """Values of a tensor of the case in the memory order of its currents."""
+        return values.movedim(2, -1).contiguous().movedim(-1, 2) if self.channels_last else values
 
     def bytes_moved(self) -> float | None:
         """Bytes that must cross the memory: the physical floor. None where it has no row."""
@@ -105,6 +111,7 @@ class Case:
             "elements": self.elements,
             "input_bytes": math.prod(self.shape) * self.dtype.itemsize,
             "block": self.block,
+            "channels_last": self.channels_last,
             "bytes_moved": self.bytes_moved(),
             "note": self.note,
         }
@@ -135,7 +142,7 @@ def _square_weight(case: Case, device: torch.device, generator: torch.Generator)
 
 
 def _residual(case: Case, device: torch.device, generator: torch.Generator) -> Sequence[Tensor]:
-    current = torch.randn(case.shape, generator=generator, device=device).to(case.dtype)
+    current = case.laid_out(torch.randn(case.shape, generator=generator, device=device).to(case.dtype))
     return (current.requires_grad_(case.training),)
 
 

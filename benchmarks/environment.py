@@ -6,6 +6,7 @@ import contextlib
 import ctypes.util
 import datetime
 import glob
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -125,12 +126,36 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _commit() -> str | None:
-    """The commit of the source tree that this is run from, "+" appended where it is modified; None if unknown."""
+def source_tree() -> Path | None:
+    """The source folder that this is run from: the current one, or one around it."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "csrc").is_dir()), None)
+
+
+def source_digest(tree: Path) -> str:
+    """A hash of all that decides what is measured: csrc, snnfast, benchmarks, and what builds them.
+
+    Equal in every copy of the tree, in the checkout of the commit that it is a copy of too:
+    ``python -P -c "from snnfast.benchmarks import environment as e; print(e.source_digest(e.source_tree()))"``.
+    """
+    found = hashlib.sha256()
+    files = [tree / name for name in ("CMakeLists.txt", "pyproject.toml", "setup.py")]
+    for folder, kinds in (("csrc", "*"), ("snnfast", "*.py"), ("benchmarks", "*.py")):
+        files += sorted(file for file in (tree / folder).rglob(kinds) if file.is_file())
+    for file in files:
+        found.update(f"{file.relative_to(tree).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
+
+
+def commit() -> str | None:
+    """The commit of the source tree that this is run from.
+
+    What the variable SNNFAST_COMMIT says; else what git says, "+" appended where a tracked file is modified; in a copy
+    without git ``source <digest>`` of :func:`source_digest`; None outside of a source tree.
+    """
     if given := os.environ.get("SNNFAST_COMMIT"):
         return given
-    here = Path.cwd()
-    tree = next((folder for folder in (here, *here.parents) if (folder / "csrc").is_dir()), None)
+    tree = source_tree()
     if tree is None:
         return None
 
@@ -140,9 +165,11 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == tree.resolve():  # not of a repository around it
+            return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        pass
+    return f"source {source_digest(tree)}"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -163,7 +190,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "allocator": allocator(),
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()),
-        "commit": _commit(),
+        "commit": commit(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -46,12 +46,12 @@ class Workload:
         generator = torch.Generator(device).manual_seed(20060_4436)
 
         def normal(shape: Sequence[int]) -> Tensor:
-            return torch.randn(shape, generator=generator, device=device).to(case.dtype)
+            return case.laid_out(torch.randn(shape, generator=generator, device=device).to(case.dtype))
 
         # half of the currents' spread is one threshold in two steps: about a fifth of the neurons fire at a step
         first = normal(case.shape) * 0.5 + 0.1
         bytes_each = max(first.nbytes, 1)
-        inputs = [first] + [first.flip(1).clone() for _ in range(rotations(bytes_each, device) - 1)]
+        inputs = [first] + [case.laid_out(first.flip(1).clone()) for _ in range(rotations(bytes_each, device) - 1)]
         parameters = BLOCKS[case.block].parameters(case, device, generator)
         gradient = normal(case.output_shape)
         return cls(case, [x.requires_grad_(case.training) for x in inputs], parameters, gradient)

@@ -49,6 +49,22 @@ KINDS: dict[str, tuple[str, ...]] = {
         "peak_bytes",
     ),
     "block-memory": (*MACHINE, "commit", "snnfast", "side_version", "side", "steps", "bytes_per_neuron_and_step"),
+    "gpu": (
+        *MACHINE,
+        "commit",
+        "snnfast",
+        "case",
+        "pass",
+        "median_seconds",
+        "lower_seconds",
+        "upper_seconds",
+        "samples",
+        "bytes",
+        "copy_seconds",
+        "copy_bytes",
+        "fraction",
+        "predicted",
+    ),
     "compare": (
         *MACHINE,
         "base",
@@ -113,6 +129,29 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Row]]:
         for steps, kept in zip(found["steps"], side["per_neuron_and_step"], strict=True)
     ]
     return {"cases": cases, "block-memory": memory}
+
+
+def of_gpu(results: Mapping[str, Any]) -> list[Row]:
+    """The rows of what ``python -m snnfast.benchmarks.gpu`` measured: one for each case and pass."""
+    where = machine(results["environment"])
+    return [
+        {
+            **where,
+            "case": case["name"],
+            "pass": name,
+            "median_seconds": one["time"]["median"],
+            "lower_seconds": one["time"]["lower"],
+            "upper_seconds": one["time"]["upper"],
+            "samples": one["time"]["samples"],
+            "bytes": one["bytes"],
+            "copy_seconds": case["copy"]["time"]["median"],
+            "copy_bytes": case["copy"]["bytes"],
+            "fraction": one["fraction"],
+            "predicted": one.get("predicted"),
+        }
+        for case in results["cases"]
+        for name, one in case.get("passes", {}).items()
+    ]
 
 
 def _version(side: str, environment: Mapping[str, Any]) -> str | None:

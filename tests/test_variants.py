@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 
+import host_run
 import pytest
 
 from snnfast.backends import core
+from snnfast.benchmarks.launched import kernels
 
 DTYPES = range(4)  # float32, float64, float16, bfloat16, as the core numbers them
 DIRECTIONS = {"forward": 0, "backward": 1}
@@ -17,15 +18,9 @@ DIRECTIONS = {"forward": 0, "backward": 1}
 @pytest.fixture(scope="module")
 def built(core_on_host) -> set[str]:
     """The kernels in the module that holds the CUDA source, compiled for the host."""
-    nm = shutil.which("nm")
-    if nm is None:
+    if shutil.which("nm") is None:
         pytest.skip("no nm")
-    listed = subprocess.run([nm, "-C", core_on_host.__file__], capture_output=True, text=True, check=True).stdout
-    pattern = re.compile(r"void (snnfast::portable::(?:forward|backward)_kernel<.*>)\(snnfast::")
-    found = set(pattern.findall(listed))
-    currents = {"0": "plain", "1": "normalized", "2": "any"}
-    enum = re.compile(r"\(snnfast::portable::Currents\)(\d)")
-    return {enum.sub(lambda code: f"snnfast::portable::Currents::{currents[code[1]]}", name) for name in found}
+    return {name for name in kernels(host_run.symbols(core_on_host)) if re.search(r"::(for|back)ward_kernel<", name)}
 
 
 def listed() -> list[str]:

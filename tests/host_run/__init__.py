@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -68,3 +69,30 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+def symbols(module: ModuleType) -> dict[str, int]:
+    """The functions of a built module, demangled, and where they lie in its file. RuntimeError without ``nm``."""
+    nm = shutil.which("nm")
+    if nm is None:
+        raise RuntimeError("no nm")
+    assert module.__file__ is not None
+    listed = subprocess.run([nm, "-C", module.__file__], capture_output=True, text=True, check=True).stdout
+    parts = (line.split(maxsplit=2) for line in listed.splitlines() if not line.startswith(" "))
+    return {name: int(address, 16) for address, kind, name in parts if kind in "tTwW"}
+
+
+def launched(module: ModuleType) -> set[str]:
+    """The kernels, as functions of :func:`symbols`, that were launched since this was last asked."""
+    assert module.__file__ is not None
+    library = ctypes.CDLL(module.__file__)
+    room = 4096
+    addresses = (ctypes.c_void_p * room)()
+    count = library.host_run_launched(addresses, room)
+    assert count <= room
+    known = symbols(module)
+    anchor = ctypes.cast(library.host_run_launched, ctypes.c_void_p).value
+    assert anchor is not None
+    base = anchor - known["host_run_launched"]
+    names = {base + at: name for name, at in known.items()}
+    return {names[address] for address in addresses[:count]}

@@ -1,4 +1,6 @@
-// The host-run module holds the CUDA side alone.
+// The host-run module holds the CUDA side alone, and says which kernels were launched.
+#include <cuda_runtime.h>
+
 #include <stdexcept>
 
 #include "calls.h"
@@ -23,3 +25,12 @@ bool use_instruction_set(const char*) { return false; }
 }  // namespace cpu
 bool use_openmp_of(const char*) { return false; }
 }  // namespace snnfast
+
+// The kernels that were launched since this was last asked: fills `addresses` as far as it has room; how many there are.
+extern "C" __attribute__((visibility("default"))) int host_run_launched(const void** addresses, int room) {
+    for (const void* kernel : host_run::launched)
+        if (room-- > 0) *addresses++ = kernel;
+    const int count = static_cast<int>(host_run::launched.size());
+    host_run::launched.clear();
+    return count;
+}
