@@ -11,6 +11,7 @@ table.txt are written anew after each case: a run that is killed leaves what it 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -194,8 +195,13 @@ def measured(case: Case, device: torch.device, *, for_seconds: float | None = No
 
 
 def per_call(timing: Timing, turns: int) -> Timing:
-    scaled = [value / turns for value in (timing.median, timing.lower, timing.upper, timing.least)]
-    return Timing(*scaled, timing.samples)
+    return Timing(
+        median=timing.median / turns,
+        lower=timing.lower / turns,
+        upper=timing.upper / turns,
+        least=timing.least / turns,
+        samples=timing.samples,
+    )
 
 
 class HostClock(CpuClock):
@@ -233,7 +239,7 @@ def with_predictions(case: Case, device: torch.device, record: dict[str, Any], t
     passes = Passes.of(Workload.of(case, device), find(OURS).make(case.neuron, device))
     output = passes.output(0)
     calls = {"forward": passes.forward, "backward": lambda turn: passes.sent_back(output, turn)}
-    names = {name: sorted(launched(lambda call=call: call(0), device)) for name, call in calls.items()}
+    names = {name: sorted(launched(functools.partial(call, 0), device)) for name, call in calls.items()}
     shares = {name: predicted.of_kernels(found, table) for name, found in names.items()}
     for name, found in names.items():
         record["passes"][name] |= {"kernels": found, "predicted": shares[name]}

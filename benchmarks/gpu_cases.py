@@ -58,8 +58,8 @@ def _beside() -> Iterable[Case]:
     for steps, dtype in ((10, torch.float32), (10, torch.bfloat16), (4, torch.float32), (64, torch.float32)):
         yield _case(f"beside-{steps}", "beside other implementations", steps, dtype, sides=sides, seconds=1.5)
     # the compiler takes a minute
-    sides = ("snnfast", "compiled", "copy")
-    yield _case("beside-compiled-4", "beside other implementations", 4, sides=sides)
+    compiled = ("snnfast", "compiled", "copy")
+    yield _case("beside-compiled-4", "beside other implementations", 4, sides=compiled)
 
 
 def with_samples(case: Case, samples: tuple[int, ...]) -> Case:

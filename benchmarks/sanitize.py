@@ -39,7 +39,8 @@ WIDE, NARROW = (
     (3, 5, 7),
 )  # [B, C, ...]; rows that whole accesses fill, to a ragged last block, and odd ones
 SHORT, LONG = 3, 20  # a short block of steps, and beyond a checkpoint
-PAPERS = ({}, {"reset": "soft"}, {"detach_reset": False})  # the two kinds of dynamics that have kernels, and another
+PAPERS: tuple[dict[str, Any], ...] = ({}, {"reset": "soft"}, {"detach_reset": False})
+"""The two kinds of dynamics that have kernels of their own, and another."""
 SURROGATES = tuple(sf.surrogate.SHAPES.values())
 
 
