@@ -1,8 +1,8 @@
 """The benchmark suite behind `snnfast bench`.
 
 `cases` says what is measured, `baselines` (with `peers` and `snnfast.comparing.naive`) what is compared, `measure` and
-`kept` (with `snnfast.comparing.timing`) how, `report` and `plots` how it is shown; `run` is the command. Importing this
-package imports none of them.
+`kept` (with `snnfast.comparing.timing`) how, `report` and `plots` how it is shown; `run` is the command. Commands of
+their own: `gpu` (the kernels alone), `training`, `compare`, `sanitize`. Importing this package imports none of them.
 """
 
 from __future__ import annotations

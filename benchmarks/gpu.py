@@ -10,7 +10,6 @@ table.txt are written anew after each case: a run that is killed leaves what it 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import json
@@ -57,6 +56,9 @@ def bytes_by_pass(case: Case) -> dict[str, float]:
     return {"forward": forward, "backward": training - forward - written, "training": training}
 
 
+Tensors = tuple[Tensor, ...]
+
+
 @dataclass(frozen=True)
 class Passes:
     """The calls of a case: each pass as a function of the turn, whose inputs and gradients are its own."""
@@ -70,23 +72,25 @@ class Passes:
         copies = [workload.gradient.clone() for _ in workload.inputs[1:]]
         return cls(workload, side, [workload.gradient, *copies])
 
-    def forward(self, turn: int) -> Result:
-        return self.workload.run(self.side, self.workload.inputs[turn], forward_only=True)
-
-    def training(self, turn: int) -> Result:
-        return self.sent_back(self.output(turn), turn)
-
     def output(self, turn: int) -> Tensor:
         return self.workload.forward(self.side, self.workload.inputs[turn])
 
-    def sent_back(self, output: Tensor, turn: int) -> Result:
-        leaves = (self.workload.inputs[turn], *self.workload.parameters)
-        return Result(output, torch.autograd.grad(output, leaves, self.gradients[turn], retain_graph=True))
+    def forward(self, turn: int) -> Tensors:
+        with torch.no_grad():
+            return (self.output(turn),)
 
-    def copy(self, turn: int) -> Tensor:
+    def backward(self, turn: int, output: Tensor) -> Tensors:
+        leaves = (self.workload.inputs[turn], *self.workload.parameters)
+        return torch.autograd.grad(output, leaves, self.gradients[turn], retain_graph=True)
+
+    def training(self, turn: int) -> Tensors:
+        output = self.output(turn)
+        return (output, *self.backward(turn, output))
+
+    def copy(self, turn: int) -> Tensors:
         """Of a tensor of the output's size."""
         held = self.workload.case.steps is not None
-        return (self.gradients if held else self.workload.inputs)[turn].detach().clone()
+        return ((self.gradients if held else self.workload.inputs)[turn].detach().clone(),)
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,10 @@ class Replayed:
     step: Step
     turns: int
     by: str  # "graph", or "launches" one by one
-    first: Any  # what the first of them gives
+    first: Tensors  # what the first of them gives
 
 
-def captured(call: Callable[[int], Any], turns: int, stream: torch.cuda.Stream | None) -> Replayed:
+def captured(call: Callable[[int], Tensors], turns: int, stream: torch.cuda.Stream | None) -> Replayed:
     """The calls of all turns as one CUDA graph. Where there is no stream (on a CPU), or a call cannot be captured, they
     are launched one by one."""
 
@@ -121,13 +125,10 @@ def captured(call: Callable[[int], Any], turns: int, stream: torch.cuda.Stream |
         print(f"not captured: {one_line(error)}", file=sys.stderr)
         torch.cuda.synchronize()
         return Replayed(one_by_one, turns, "launches", call(0))
+    for tensor in kept[0]:
+        tensor.detach().fill_(float("nan"))  # a replay has to write it
+    graph.replay()
     return Replayed(graph.replay, turns, "graph", kept[0])
-
-
-def same(found: Result, wanted: Result) -> bool:
-    """Whether a graph gives what the calls give that were checked."""
-    pairs = [(found.output, wanted.output), *zip(found.gradients, wanted.gradients, strict=True)]
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def checked(case: Case, workload: Workload, side: Forward, device: torch.device) -> tuple[dict[str, Any], Result]:
@@ -155,21 +156,15 @@ def measured(case: Case, device: torch.device, *, for_seconds: float | None = No
     record = case.describe() | record
     if not record["agrees"]:
         return record
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    passes, turns = Passes.of(workload, side), len(workload.inputs)
-    torch.cuda.synchronize() if stream else None
-    with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-        outputs = [passes.output(turn) for turn in range(turns)]
-    calls: dict[str, Callable[[int], Any]] = {
-        "copy": passes.copy,
-        "forward": passes.forward,
-        "backward": lambda turn: passes.sent_back(outputs[turn], turn),
-        "training": passes.training,
+    replayed = all_captured(Passes.of(workload, side), device)
+    given = {
+        "copy": replayed["copy"].first,
+        "forward": (wanted.output,),
+        "backward": wanted.gradients,
+        "training": (wanted.output, *wanted.gradients),
     }
-    replayed = {name: captured(call, turns, stream) for name, call in calls.items()}
-    for name in ("backward", "training"):
-        replayed[name].step()
-        if not same(replayed[name].first, wanted):
+    for name, one in replayed.items():
+        if not all(torch.equal(a, b) for a, b in zip(one.first, given[name], strict=True)):
             return record | {"agrees": False, "remark": f"differs: {name} as a graph from the same call by itself"}
     timings = interleaved(
         {name: one.step for name, one in replayed.items()},
@@ -180,7 +175,7 @@ def measured(case: Case, device: torch.device, *, for_seconds: float | None = No
     times = {name: per_call(timing, replayed[name].turns) for name, timing in timings.items()}
     copied = 2 * case.elements * case.dtype.itemsize
     bandwidth = copied / times["copy"].median
-    record |= {"turns": turns, "by": sorted({one.by for one in replayed.values()})}
+    record |= {"turns": len(workload.inputs), "by": sorted({one.by for one in replayed.values()})}
     record["copy"] = {"time": times["copy"].as_dict(), "bytes": copied, "bytes_per_second": bandwidth}
     record["passes"] = {
         name: {
@@ -192,6 +187,23 @@ def measured(case: Case, device: torch.device, *, for_seconds: float | None = No
         for name, moved in bytes_by_pass(case).items()
     }
     return record
+
+
+def all_captured(passes: Passes, device: torch.device) -> dict[str, Replayed]:
+    """A copy and the passes, by name."""
+    turns = len(passes.gradients)
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # None: nothing is chosen; a backward pass runs on its forward pass's stream
+        outputs = [passes.output(turn) for turn in range(turns)]
+    calls: dict[str, Callable[[int], Tensors]] = {
+        "copy": passes.copy,
+        "forward": passes.forward,
+        "backward": lambda turn: passes.backward(turn, outputs[turn]),
+        "training": passes.training,
+    }
+    return {name: captured(call, turns, stream) for name, call in calls.items()}
 
 
 def per_call(timing: Timing, turns: int) -> Timing:
@@ -238,8 +250,8 @@ def with_predictions(case: Case, device: torch.device, record: dict[str, Any], t
     case = one_sample(case)
     passes = Passes.of(Workload.of(case, device), find(OURS).make(case.neuron, device))
     output = passes.output(0)
-    calls = {"forward": passes.forward, "backward": lambda turn: passes.sent_back(output, turn)}
-    names = {name: sorted(launched(functools.partial(call, 0), device)) for name, call in calls.items()}
+    calls = {"forward": functools.partial(passes.forward, 0), "backward": functools.partial(passes.backward, 0, output)}
+    names = {name: sorted(launched(call, device)) for name, call in calls.items()}
     shares = {name: predicted.of_kernels(found, table) for name, found in names.items()}
     for name, found in names.items():
         record["passes"][name] |= {"kernels": found, "predicted": shares[name]}
