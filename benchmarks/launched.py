@@ -11,16 +11,21 @@ CURRENTS = ("plain", "normalized", "any")
 """``Currents`` of csrc/math/normalization.h, by number, as compilers and profilers write it."""
 
 
+def with_words(name: str) -> str:
+    """A demangled name with the words of enumerations in place of their numbers."""
+    return re.sub(r"\(((?:\w+::)*Currents)\)(\d)", lambda found: f"{found[1]}::{CURRENTS[int(found[2])]}", name)
+
+
 def kernel(name: str) -> str | None:
     """A demangled name as csrc/variants.h writes it, without result and parameters; None where it is not ours."""
     found = re.match(r"(?:void )?(snnfast::portable::\w+_kernel(?:<.*>)?)\(", name)
-    if found is None:
-        return None
-    return re.sub(
-        r"\(snnfast::portable::Currents\)(\d)",
-        lambda code: f"snnfast::portable::Currents::{CURRENTS[int(code[1])]}",
-        found[1],
-    )
+    return None if found is None else with_words(found[1])
+
+
+def short(name: str) -> str:
+    """A kernel's name without namespaces, result, parameters and spaces: what all ways of writing it have in common."""
+    name = re.sub(r"^void |\(snnfast.*\)$", "", with_words(name.strip()))
+    return re.sub(r"\b\w+::|_kernel\b| ", "", name)
 
 
 def kernels(names: Iterable[str]) -> set[str]:

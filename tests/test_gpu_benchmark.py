@@ -160,7 +160,29 @@ def test_a_prediction_is_told_beside_what_was_measured(tmp_path, monkeypatch):
 
 
 def test_a_kernel_without_a_prediction_has_none():
-    table = {"a::forward_kernel<1>": 0.9}
+    table = {"forward<1>": 0.9}
     assert predicted.of_kernels(["a::forward_kernel<1>"], table) == 0.9
     assert predicted.of_kernels(["a::forward_kernel<1>", "a::backward_kernel<2>"], table) is None
     assert predicted.of_kernels([], table) is None
+
+
+def test_a_table_may_name_kernels_as_compilers_show_them(tmp_path):
+    name = next(name for name in backends.core.variant_names(0, 0) if name.endswith("Currents::normalized>"))
+    shown = name.replace("snnfast::portable::Currents::normalized", "(snnfast::portable::Currents)1")
+    ways = [
+        name,
+        f"void {shown}(snnfast::ForwardCall)",
+        shown.replace("snnfast::portable::", "").replace("_kernel", ""),
+    ]
+    for way in ways:
+        (tmp_path / "table.csv").write_text(f'kernel,fraction\n"{way}",0.8\n')
+        assert predicted.of_kernels([name], predicted.read(tmp_path)) == 0.8
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_calls_are_captured_into_graphs_and_their_kernels_known(tmp_path):
+    assert gpu.main(["--device", "cuda", "--small", "--out", str(tmp_path), *SOME]) == 0
+    for case in json.loads((tmp_path / "results.json").read_text())["cases"]:
+        assert case["by"] == ["graph"]
+        for name in ("forward", "backward"):
+            assert any(f"::{name}_kernel<" in kernel for kernel in case["passes"][name]["kernels"])
