@@ -90,7 +90,10 @@ beyond_limits() {
 for folder in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do
     [ -n "$folder" ] && PATH=$PATH:$folder/bin:$folder/compute-sanitizer
 done
-device=cuda processes=8 tests=(tests/test_cuda.py tests/test_kernels_match_reference.py tests) # the first ones first
+device=cuda processes=8 tests=(tests/test_cuda.py tests/test_kernels_match_reference.py) # these first
+for file in tests/test_*.py; do
+    [[ " ${tests[*]} " == *" $file "* ]] || tests+=("$file")
+done
 large=(--seconds 115) net=(--batch-size 128 --precision bfloat16 --seconds 15) pip_more=(--force-reinstall)
 if [ "$dry" = 1 ]; then
     device=cpu processes=2 tests=(tests/test_cuda.py)
