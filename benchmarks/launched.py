@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-CURRENTS = ("plain", "normalized", "any")
-"""``Currents`` of csrc/math/normalization.h, by number, as compilers and profilers write it."""
+POLICIES = {
+    "Currents": ("plain", "normalized", "any"),
+    "Channels": ("shared", "own"),
+    "Pass": ("sums", "gradients", "any"),
+}
+"""The enumerations of csrc/math/normalization.h, by number, as compilers and profilers write them."""
 
 
 def with_words(name: str) -> str:
     """A demangled name with the words of enumerations in place of their numbers."""
-    return re.sub(r"\(((?:\w+::)*Currents)\)(\d)", lambda found: f"{found[1]}::{CURRENTS[int(found[2])]}", name)
+
+    def words(found: re.Match[str]) -> str:
+        return f"{found['spaces']}{found['policy']}::{POLICIES[found['policy']][int(found['number'])]}"
+
+    policies = "|".join(POLICIES)
+    return re.sub(rf"\((?P<spaces>(?:\w+::)*)(?P<policy>{policies})\)(?P<number>\d)", words, name)
 
 
 def kernel(name: str) -> str | None:

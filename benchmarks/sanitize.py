@@ -35,7 +35,7 @@ Results = list[Tensor]
 
 DTYPES = tuple(DTYPE_CODES)
 WIDE, NARROW = (
-    (2, 4, 5, 8),
+    (2, 8, 5, 8),
     (3, 5, 7),
 )  # [B, C, ...]; rows that whole accesses fill, to a ragged last block, and odd ones
 SHORT, LONG = 3, 20  # a short block of steps, and beyond a checkpoint
@@ -158,7 +158,8 @@ def calls(dtype: torch.dtype) -> Iterator[Call | Packing]:
         yield call(steps, options=options)
     for options in PAPERS:
         yield call(layout="offset by one element", options=options)
-        yield call(normalized=True, options=options)
+        for layout, steps in itertools.product(("dense", "channels last"), (SHORT, LONG)):
+            yield call(steps, layout=layout, normalized=True, options=options)
     for surrogate, sizes in itertools.product(SURROGATES, (WIDE, NARROW)):
         yield call(sizes=sizes, options={"surrogate": surrogate(gamma=2.0, beta=0.8), "tau": 2.0})
     for layout in ("channels last", "every second sample"):

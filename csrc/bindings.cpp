@@ -127,11 +127,17 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
 
     py::class_<Cpu> on_cpu(m, "Cpu", local);
     on_cpu.def(py::init([](int threads) { return Cpu{threads}; }), py::arg("threads"));
+    on_cpu.def("sums_workspace", [](const Cpu&, int dtype, const Layout& layout) {
+        return cpu::sums_workspace(static_cast<DType>(dtype), layout);
+    });
     on_cpu.def("channel_sum_workspace", [](const Cpu&, i64, i64, i64, i64) { return i64(0); });
     py::class_<Cuda> on_cuda(m, "Cuda", local);
     on_cuda.def(
         py::init([](int device, unsigned long long stream) { return Cuda{device, reinterpret_cast<void*>(stream)}; }),
         py::arg("device"), py::arg("stream"));
+    on_cuda.def("sums_workspace", [](const Cuda&, int dtype, const Layout& layout) {
+        return cuda::sums_workspace(static_cast<DType>(dtype), layout);
+    });
     on_cuda.def("channel_sum_workspace", [](const Cuda&, i64 arrays, i64 before, i64 channels, i64 after) {
         return cuda::channel_sum_workspace(arrays, before, channels, after);
     });

@@ -116,8 +116,8 @@ struct BackwardCall {
     void* grad_initial = nullptr;          // [neurons] state
     void* grad_threshold = nullptr;        // [neurons] state: each neuron's sum over time
     void* grad_tau = nullptr;              // [neurons] state: sum over time of delta * (v - rest - [input decays] x)
-    void* sum_gradient = nullptr;          // [neurons] state: sum over time of dL/dI, I the normalized current
-    void* sum_product = nullptr;           // [neurons] state: sum over time of dL/dI * (x - mean)
+    double* sums = nullptr;     // [2, channels]: of dL/dI, I the normalized current, and of dL/dI * (x - mean)
+    void* workspace = nullptr;  // [sums_workspace(...)] bytes, where sums are wanted
 };
 
 // sums[a, c] = sum of values[a, p, c, q] over p and q, in double and in an order that depends on nothing but the sizes.
@@ -132,12 +132,13 @@ struct ChannelSumCall {
     double* workspace = nullptr;  // [channel_sum_workspace(...)]
 };
 
-// What every neuron contributes to the moments of its channel, over its own time steps (math/normalization.h).
+// The sums per channel of what every neuron contributes to its channel's moments (math/normalization.h).
 struct MomentsCall {
     DType dtype = DType::float32;
     Layout layout;
     const void* current = nullptr;  // [outer, steps, inner] storage
-    void* neurons = nullptr;        // [2, neurons] state
+    double* sums = nullptr;         // [2, channels]
+    void* workspace = nullptr;      // [sums_workspace(...)] bytes
 };
 
 // The per-channel arithmetic between the passes, in double. Null is not given, or not wanted.
@@ -205,6 +206,7 @@ namespace cpu {
 void forward(const ForwardCall& call, int threads);
 void backward(const BackwardCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
+i64 sums_workspace(DType dtype, const Layout& layout);  // bytes for the sums of a MomentsCall or a BackwardCall
 void moments(const MomentsCall& call, int threads);
 void statistics(const StatisticsCall& call, int threads);
 void normalization(const NormalizationCall& call, int threads);
@@ -221,6 +223,7 @@ void forward(const ForwardCall& call, int device, void* stream);
 void backward(const BackwardCall& call, int device, void* stream);
 void channel_sum(const ChannelSumCall& call, int device, void* stream);
 i64 channel_sum_workspace(i64 arrays, i64 before, i64 channels, i64 after);
+i64 sums_workspace(DType dtype, const Layout& layout);
 void moments(const MomentsCall& call, int device, void* stream);
 void statistics(const StatisticsCall& call, int device, void* stream);
 void normalization(const NormalizationCall& call, int device, void* stream);

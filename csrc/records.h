@@ -30,7 +30,8 @@ struct BackwardRecord : RecordType {
         initial{*this, "initial"}, checkpoints{*this, "checkpoints"}, grad_spikes{*this, "grad_spikes"},
         grad_last{*this, "grad_last"}, grad_potential{*this, "grad_potential"}, grad_current{*this, "grad_current"},
         grad_residual{*this, "grad_residual"}, grad_initial{*this, "grad_initial"},
-        grad_threshold{*this, "grad_threshold"}, grad_tau{*this, "grad_tau"}, sums{*this, "sums"};
+        grad_threshold{*this, "grad_threshold"}, grad_tau{*this, "grad_tau"}, sums{*this, "sums"},
+        workspace{*this, "workspace"};
 };
 
 struct ChannelSumRecord : RecordType {
@@ -41,7 +42,8 @@ struct ChannelSumRecord : RecordType {
 
 struct MomentsRecord : RecordType {
     MomentsRecord() : RecordType("MomentsCall") {}
-    Field dtype{*this, "dtype"}, layout{*this, "layout"}, current{*this, "current"}, neurons{*this, "neurons"};
+    Field dtype{*this, "dtype"}, layout{*this, "layout"}, current{*this, "current"}, sums{*this, "sums"},
+        workspace{*this, "workspace"};
 };
 
 struct StatisticsRecord : RecordType {
@@ -148,9 +150,8 @@ BackwardCall backward_call(const Record<BackwardRecord>& given) {
     call.grad_initial = given.address(f.grad_initial);
     call.grad_threshold = given.address(f.grad_threshold);
     call.grad_tau = given.address(f.grad_tau);
-    void* const sums = given.address(f.sums);
-    call.sum_gradient = part(sums, 0, call.layout.neurons(), call.dtype);
-    call.sum_product = part(sums, 1, call.layout.neurons(), call.dtype);
+    call.sums = given.address<double>(f.sums);
+    call.workspace = given.address(f.workspace);
     return call;
 }
 
@@ -174,7 +175,8 @@ MomentsCall moments_call(const Record<MomentsRecord>& given) {
     call.dtype = dtype_of(given, f.dtype);
     call.layout = given.object<Layout>(f.layout);
     call.current = given.address(f.current);
-    call.neurons = given.address(f.neurons);
+    call.sums = given.address<double>(f.sums);
+    call.workspace = given.address(f.workspace);
     return call;
 }
 

@@ -27,61 +27,85 @@ struct Variant {
     Policy dynamics = Policy::general;
     Shape surrogate = Shape::fast_sigmoid;  // of a backward pass
     Currents currents = Currents::any;
-    bool extras = true;  // whether what few calls ask for is compiled in
+    Channels channels = Channels::shared;  // of normalized currents
+    Pass pass = Pass::any;                 // of a backward pass
+    bool extras = true;                    // whether what few calls ask for is compiled in
 };
 
 constexpr bool operator==(const Variant& a, const Variant& b) {
     return a.width == b.width && a.block == b.block && a.dynamics == b.dynamics && a.surrogate == b.surrogate &&
-           a.currents == b.currents && a.extras == b.extras;
+           a.currents == b.currents && a.channels == b.channels && a.pass == b.pass && a.extras == b.extras;
 }
 
 // What a backend has for a dtype in one direction.
 struct Backend {
     int width = 1;
     int block = 0;
+    int short_width = 0;
     int short_block = 0;          // for the paper's dynamics over as few steps; 0: none
     bool extras_apart = true;     // extras have a kernel of their own
     bool normalized_wide = true;  // normalized currents have kernels of this width
+    bool passes_apart = false;    // so have the passes, and channels that neighbours share, for the paper's dynamics
 };
 
 // What the rule asks of a call.
 struct Question {
     bool wide = true;    // memory allows the backend's width
-    bool brief = false;  // no more steps than the short block
+    bool brief = false;  // no more steps than the short block, and memory allows its width
     bool extras = false;
     bool normalized = false;
     Policy dynamics = Policy::general;
     Shape surrogate = Shape::fast_sigmoid;
+    Channels channels = Channels::own;
+    Pass pass = Pass::any;
 };
 
 inline Policy policy_of(const Dynamics& d) {
     return is_hard_detached(d) ? Policy::hard_detached : is_soft_attached(d) ? Policy::soft_attached : Policy::general;
 }
 
+// What a kernel that can do everything is.
+constexpr Variant narrow_variant(int block, Shape surrogate, bool extras) {
+    return {1, block, Policy::general, surrogate, Currents::any, Channels::shared, Pass::any, extras};
+}
+
+// Neurons without a normalization have no use for their channels but a table's: one kernel for both.
+constexpr Channels channels_of(const Backend& backend, const Question& asked, Policy dynamics) {
+    if (!backend.passes_apart || !asked.normalized) return Channels::shared;
+    return dynamics == Policy::general ? Channels::own : asked.channels;
+}
+
 constexpr Variant forward_variant(const Backend& backend, const Question& asked) {
     if (!asked.wide || (asked.extras && backend.extras_apart))
-        return {1, 0, Policy::general, Shape::fast_sigmoid, Currents::any, backend.extras_apart};
-    return {backend.width,
-            0,
-            asked.extras ? Policy::general : asked.dynamics,
-            Shape::fast_sigmoid,
-            asked.normalized ? Currents::normalized : Currents::plain,
-            false};
+        return narrow_variant(0, Shape::fast_sigmoid, backend.extras_apart);
+    Variant v;
+    v.width = backend.width;
+    v.dynamics = asked.extras ? Policy::general : asked.dynamics;
+    v.currents = asked.normalized ? Currents::normalized : Currents::plain;
+    v.channels = channels_of(backend, asked, v.dynamics);
+    v.extras = false;
+    return v;
 }
 
 // Only kernels for the paper's surrogate know the dynamics, or are for normalized currents alone.
 constexpr Variant backward_variant(const Backend& backend, const Question& asked) {
     const bool fast_sigmoid = asked.surrogate == Shape::fast_sigmoid;
     if (!asked.wide || asked.extras || (asked.normalized && !(fast_sigmoid && backend.normalized_wide)))
-        return {1, backend.block, Policy::general, asked.surrogate, Currents::any, true};
-    const Policy dynamics = fast_sigmoid ? asked.dynamics : Policy::general;
-    const bool brief = backend.short_block && asked.brief && dynamics != Policy::general && !asked.normalized;
-    return {backend.width,
-            brief ? backend.short_block : backend.block,
-            dynamics,
-            asked.surrogate,
-            asked.normalized ? Currents::normalized : Currents::plain,
-            false};
+        return narrow_variant(backend.block, asked.surrogate, true);
+    Variant v;
+    const bool known = fast_sigmoid && !(backend.passes_apart && asked.pass == Pass::any);
+    v.dynamics = known ? asked.dynamics : Policy::general;
+    const bool paper = v.dynamics != Policy::general;
+    const bool brief = backend.short_block && asked.brief && paper;
+    v.width = brief ? backend.short_width : backend.width;
+    v.block = brief ? backend.short_block : backend.block;
+    v.surrogate = asked.surrogate;
+    v.currents = asked.normalized ? Currents::normalized : Currents::plain;
+    v.channels = channels_of(backend, asked, v.dynamics);
+    // Without a normalization there are no sums.
+    v.pass = !(backend.passes_apart && paper) ? Pass::any : asked.normalized ? asked.pass : Pass::gradients;
+    v.extras = false;
+    return v;
 }
 
 constexpr Variant variant(Direction direction, const Backend& backend, const Question& asked) {
@@ -89,7 +113,7 @@ constexpr Variant variant(Direction direction, const Backend& backend, const Que
 }
 
 struct Variants {
-    Variant of[48];
+    Variant of[64];
     int count = 0;
 
     constexpr bool has(const Variant& wanted) const {
@@ -102,14 +126,21 @@ struct Variants {
 // All that the rule can answer: these kernels are built, and no others.
 constexpr Variants variants(Direction direction, const Backend& backend) {
     Variants found;
-    for (int flags = 0; flags < 16; ++flags)
-        for (int dynamics = 0; dynamics < 3; ++dynamics)
-            for (int shape = 0; shape < shapes; ++shape) {
-                const Variant answer = variant(direction, backend,
-                                               {(flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0, (flags & 8) != 0,
-                                                static_cast<Policy>(dynamics), static_cast<Shape>(shape)});
-                if (!found.has(answer)) found.of[found.count++] = answer;
-            }
+    for (int flags = 0; flags < 32; ++flags)
+        for (int pass = 0; pass < 3; ++pass)
+            for (int dynamics = 0; dynamics < 3; ++dynamics)
+                for (int shape = 0; shape < shapes; ++shape) {
+                    const Question asked{(flags & 1) != 0,
+                                         (flags & 2) != 0,
+                                         (flags & 4) != 0,
+                                         (flags & 8) != 0,
+                                         static_cast<Policy>(dynamics),
+                                         static_cast<Shape>(shape),
+                                         (flags & 16) != 0 ? Channels::shared : Channels::own,
+                                         static_cast<Pass>(pass)};
+                    const Variant answer = variant(direction, backend, asked);
+                    if (!found.has(answer)) found.of[found.count++] = answer;
+                }
     return found;
 }
 
@@ -162,17 +193,21 @@ inline std::string name(Direction direction, DType dtype, const Variant& v) {
     const char* const surrogates[] = {"FastSigmoid", "Triangle", "Exponential", "Rectangle",
                                       "Arctangent",  "Sigmoid",  "Gaussian"};
     const char* const currents[] = {"plain", "normalized", "any"};
+    const char* const channels[] = {"shared", "own"};
+    const char* const passes[] = {"sums", "gradients", "any"};
     const bool ours = dtype == DType::float16 || dtype == DType::bfloat16;
     const std::string storage = (ours ? space : "") + storages[static_cast<int>(dtype)];
     const std::string state = dtype == DType::float64 ? "double" : "float";
     const std::string dynamics = space + policies[static_cast<int>(v.dynamics)] + "<" + state + ">";
-    const std::string how = space + "Currents::" + currents[static_cast<int>(v.currents)];
+    const std::string how = space + "Currents::" + currents[static_cast<int>(v.currents)] + ", " + space +
+                            "Channels::" + channels[static_cast<int>(v.channels)];
+    const std::string pass = space + "Pass::" + passes[static_cast<int>(v.pass)];
     if (direction == Direction::forward)
         return space + "forward_kernel<" + storage + ", " + std::to_string(v.width) + ", " + dynamics + ", " + how +
                ">";
     return space + "backward_kernel<" + storage + ", " + std::to_string(v.width) + ", " + std::to_string(v.block) +
-           ", " + space + surrogates[static_cast<int>(v.surrogate)] + ", " + dynamics + ", " + how + ", " +
-           (v.extras ? "true" : "false") + ">";
+           ", " + space + surrogates[static_cast<int>(v.surrogate)] + ", " + dynamics + ", " + how + ", " + pass +
+           ", " + (v.extras ? "true" : "false") + ">";
 }
 
 }  // namespace SNNFAST_TARGET

@@ -114,7 +114,8 @@ class BackwardCall:
     grad_initial: Tensor | None
     grad_threshold: Tensor | None
     grad_tau: Tensor | None
-    sums: Tensor | None  # [2, neurons] state: dL/dI, and dL/dI * (x - mean), each summed over time
+    sums: Tensor | None  # [2, C] float64: of dL/dI, and of dL/dI * (x - mean)
+    workspace: Tensor | None  # [sums_workspace(...)] bytes, where sums are wanted
     def __init__(
         self,
         *,
@@ -138,6 +139,7 @@ class BackwardCall:
         grad_threshold: Tensor | None,
         grad_tau: Tensor | None,
         sums: Tensor | None,
+        workspace: Tensor | None,
     ) -> None: ...
 
 class ChannelSumCall:
@@ -165,13 +167,14 @@ class ChannelSumCall:
     ) -> None: ...
 
 class MomentsCall:
-    """What every neuron contributes to the moments of its channel, over its own steps."""
+    """The sums per channel of what every neuron contributes to its channel's moments."""
 
     dtype: int
     layout: Layout
     current: Tensor
-    neurons: Tensor  # [2, neurons] state
-    def __init__(self, *, dtype: int, layout: Layout, current: Tensor, neurons: Tensor) -> None: ...
+    sums: Tensor  # [2, C] float64
+    workspace: Tensor  # [sums_workspace(...)] bytes
+    def __init__(self, *, dtype: int, layout: Layout, current: Tensor, sums: Tensor, workspace: Tensor) -> None: ...
 
 class StatisticsCall:
     """A batch's moments from the neurons' contributions, and what the currents are normalized by."""
@@ -289,6 +292,7 @@ class _Backend:
     def normalization_gradients(self, call: NormalizationGradientsCall) -> None: ...
     def pack_bits(self, call: PackBitsCall) -> None: ...
     def unpack_bits(self, call: UnpackBitsCall) -> None: ...
+    def sums_workspace(self, dtype: int, layout: Layout) -> int: ...
     def channel_sum_workspace(self, arrays: int, before: int, channels: int, after: int) -> int: ...
 
 class Cpu(_Backend):

@@ -6,6 +6,7 @@
 
 #include "cpu/backend.h"
 #include "cpu/dispatch.h"
+#include "cpu/sums.h"
 #include "cpu/tiles.h"
 
 namespace snnfast {
@@ -77,8 +78,10 @@ private:
         keep(call_.grad_initial, tile, grad_v_);
         keep(call_.grad_threshold, tile, sum_threshold_);
         keep(call_.grad_tau, tile, sum_tau_);
-        keep(call_.sum_gradient, tile, sum_gradient_);
-        keep(call_.sum_product, tile, sum_product_);
+        if (call_.sums) {
+            keep(call_.workspace, tile, sum_gradient_);
+            keep(static_cast<S*>(call_.workspace) + call_.layout.neurons(), tile, sum_product_);
+        }
         if (may_stream_) end_of_streaming();
     }
 
@@ -131,7 +134,7 @@ private:
         const bool normalized = currents_.normalizers.normalized();
         return {out_.at(from), residual_.at(from), out_.step, residual_.step, normalized, currents_.normalizers.batch(),
                 // Sums over time: of the gradients of a held current, and for the gradients of the batch's statistics.
-                call_.layout.held || (normalized && call_.sum_gradient), may_stream_ && !tile.staged};
+                call_.layout.held || (normalized && call_.sums), may_stream_ && !tile.staged};
     }
 
     template <class Surrogate, int Steps, bool Fresh>
@@ -279,6 +282,7 @@ void backward(const BackwardCall& call, int threads) {
             });
         });
     });
+    if (call.sums) channel_sum(sums_of_neurons(call.dtype, call.layout, call.workspace, call.sums), threads);
 }
 
 }  // namespace SNNFAST_TARGET

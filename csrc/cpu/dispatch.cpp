@@ -76,6 +76,9 @@ void forward(const ForwardCall& call, int threads) { chosen().forward(call, thre
 void backward(const BackwardCall& call, int threads) { chosen().backward(call, threads); }
 void moments(const MomentsCall& call, int threads) { chosen().moments(call, threads); }
 void channel_sum(const ChannelSumCall& call, int threads) { chosen().channel_sum(call, threads); }
+i64 sums_workspace(DType dtype, const Layout& layout) {
+    return 2 * layout.neurons() * (dtype == DType::float64 ? 8 : 4);
+}
 
 const char* instruction_set() {
     const InstructionSet* set = in_use.load();

@@ -30,8 +30,8 @@ public:
             store(sum_ + i, mine.mean);
             store(squares_ + i, mine.squares);
         }
-        keep(call_.neurons, tile, sum_);
-        keep(static_cast<S*>(call_.neurons) + call_.layout.neurons(), tile, squares_);
+        keep(call_.workspace, tile, sum_);
+        keep(static_cast<S*>(call_.workspace) + call_.layout.neurons(), tile, squares_);
     }
 
 private:

@@ -7,18 +7,19 @@
 namespace snnfast {
 inline namespace SNNFAST_TARGET {
 
-void moments(const MomentsCall& call, int threads) {
-    with_storage(call.dtype, [&](auto storage) {
-        using Storage = decltype(storage);
-        run_tiles<Storage, MomentsTiles<Storage>>(call, threads);
-    });
-}
-
 void channel_sum(const ChannelSumCall& call, int threads) {
     if (call.dtype == DType::float64)
         sum_channels<double>(call, threads);
     else
         sum_channels<float>(call, threads);
+}
+
+void moments(const MomentsCall& call, int threads) {
+    with_storage(call.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        run_tiles<Storage, MomentsTiles<Storage>>(call, threads);
+    });
+    channel_sum(sums_of_neurons(call.dtype, call.layout, call.workspace, call.sums), threads);
 }
 
 }  // namespace SNNFAST_TARGET

@@ -79,5 +79,18 @@ void sum_channels(const ChannelSumCall& call, int threads) {
     }
 }
 
+// Of two arrays that are [neurons] of the state's dtype, one after the other.
+inline ChannelSumCall sums_of_neurons(DType dtype, const Layout& layout, const void* values, double* sums) {
+    ChannelSumCall call;
+    call.dtype = dtype == DType::float64 ? DType::float64 : DType::float32;
+    call.arrays = 2;
+    call.channels = layout.channels;
+    call.after = layout.channels == 1 ? 1 : layout.channel_stride;
+    call.before = layout.neurons() / (call.channels * call.after);
+    call.values = values;
+    call.sums = sums;
+    return call;
+}
+
 }  // namespace SNNFAST_TARGET
 }  // namespace snnfast

@@ -16,6 +16,7 @@ void forward(const ForwardCall&, int, void*) { refuse(); }
 void backward(const BackwardCall&, int, void*) { refuse(); }
 void channel_sum(const ChannelSumCall&, int, void*) { refuse(); }
 i64 channel_sum_workspace(i64, i64, i64, i64) { refuse(); }
+i64 sums_workspace(DType, const Layout&) { refuse(); }
 void moments(const MomentsCall&, int, void*) { refuse(); }
 void statistics(const StatisticsCall&, int, void*) { refuse(); }
 void normalization(const NormalizationCall&, int, void*) { refuse(); }

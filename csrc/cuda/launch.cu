@@ -40,9 +40,20 @@ void with_launcher(DType dtype, Use use) {
     with_storage(dtype, [&](auto storage) { use(Launcher<decltype(storage)>{}); });
 }
 
+// Threads of a block that share a channel's values, as channel_sum_kernel has them.
+i64 threads_of_channel(i64 after) { return after < warp ? threads_per_block / warp : threads_per_block; }
+
 unsigned pieces_of(i64 before, i64 after) {
-    const i64 pieces = before * after / (threads_per_block * values_per_thread);
+    const i64 pieces = before * after / (threads_of_channel(after) * values_per_thread);
     return static_cast<unsigned>(pieces < 1 ? 1 : pieces > most_pieces ? most_pieces : pieces);
+}
+
+template <class S>
+void launch_channel_sum(const S* values, double* sums, i64 arrays, i64 before, i64 channels, i64 after, unsigned pieces,
+                        void* stream) {
+    const i64 blocks = arrays * (after < warp ? (channels + warp - 1) / warp : channels);
+    launch(channel_sum_kernel<S>, dim3(static_cast<unsigned>(blocks), pieces), stream, values, sums, before, channels,
+           after, Divisor(after));
 }
 
 }  // namespace
@@ -64,19 +75,23 @@ i64 channel_sum_workspace(i64 arrays, i64 before, i64 channels, i64 after) {
 void channel_sum(const ChannelSumCall& call, int device, void* stream) {
     const DeviceGuard guard(device);
     const unsigned pieces = pieces_of(call.before, call.after);
-    const auto blocks = [&](i64 after) {
-        return static_cast<unsigned>(call.arrays * (after < warp ? (call.channels + warp - 1) / warp : call.channels));
-    };
-    const dim3 grid(blocks(call.after), pieces);
-    if (call.dtype == DType::float64)
-        launch(channel_sum_kernel<double>, grid, stream, static_cast<const double*>(call.values), call.workspace,
-               call.before, call.channels, call.after);
-    else
-        launch(channel_sum_kernel<float>, grid, stream, static_cast<const float*>(call.values), call.workspace,
-               call.before, call.channels, call.after);
+    with_state(call.dtype, [&](auto state) {
+        launch_channel_sum(static_cast<const decltype(state)*>(call.values), call.workspace, call.arrays, call.before,
+                           call.channels, call.after, pieces, stream);
+    });
     // The pieces of a channel lie side by side: [arrays, 1, channels, pieces].
-    launch(channel_sum_kernel<double>, dim3(blocks(pieces)), stream, static_cast<const double*>(call.workspace),
-           call.sums, i64(1), call.channels, i64(pieces));
+    launch_channel_sum(static_cast<const double*>(call.workspace), call.sums, call.arrays, 1, call.channels, pieces, 1,
+                       stream);
+}
+
+void sum_parts(void* workspace, double* sums, i64 channels, i64 parts, void* stream) {
+    launch_channel_sum(static_cast<const double*>(workspace), sums, 2, 1, channels, parts, 1, stream);
+}
+
+i64 sums_workspace(DType dtype, const Layout& layout) {
+    i64 bytes = 0;
+    with_launcher(dtype, [&](auto launcher) { bytes = launcher.sums_workspace(layout); });
+    return bytes;
 }
 
 void moments(const MomentsCall& call, int device, void* stream) {

@@ -11,6 +11,7 @@
 #include "cuda/backward.cuh"
 #include "cuda/forward.cuh"
 #include "cuda/statistics.cuh"
+#include "cuda/walk.h"
 
 namespace snnfast {
 namespace cuda {
@@ -29,9 +30,9 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, void* stream, const Argu
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "kernel launch");
 }
 
-inline dim3 blocks_for(const Layout& layout, int width) {
-    const i64 threads = (layout.neurons() + width - 1) / width;
-    const i64 blocks = (threads + threads_per_block - 1) / threads_per_block;
+inline dim3 blocks_of(const Walk& walk, const Layout& layout) {
+    if (layout.steps > 0x7fffffff) throw std::runtime_error("snnfast: more steps than a kernel counts");
+    const i64 blocks = walk.tiles() * walk.pieces;
     if (blocks > 0x7fffffff) throw std::runtime_error("snnfast: more neurons than one launch can address");
     return dim3(static_cast<unsigned>(blocks));
 }
@@ -45,7 +46,7 @@ template <class T>
 bool fits(int width, const void* data, const Strides& strides, const Layout& layout) {
     const i64 bytes = sizeof(T) * width < access_bytes ? sizeof(T) * width : access_bytes;
     return reinterpret_cast<unsigned long long>(data) % bytes == 0 && strides.step % width == 0 &&
-           (layout.outer == 1 || strides.outer % width == 0);
+           (layout.outer == 1 || strides.outer % width == 0) && (width == 1 || strides.step / width <= 0xffffffff);
 }
 
 template <class S>
@@ -56,6 +57,53 @@ bool state_fits(int width, std::initializer_list<const void*> arrays) {
     return true;
 }
 
+// Whether Width neurons of one thread can be read and written together.
+template <class Storage>
+bool is_wide(int width, const ForwardCall& call) {
+    const Layout& layout = call.layout;
+    return layout.inner % width == 0 && walkable(layout, width) &&
+           fits<Storage>(width, call.current, layout.current, layout) &&
+           fits<Storage>(width, call.normalization.residual, layout.residual, layout) &&
+           fits<Storage>(width, call.spikes, layout.spikes, layout) &&
+           state_fits<State<Storage>>(width, {call.initial, call.last, call.potential, call.checkpoints});
+}
+
+template <class Storage>
+bool is_wide(int width, const BackwardCall& call) {
+    using S = State<Storage>;
+    const Layout& layout = call.layout;
+    return layout.inner % width == 0 && walkable(layout, width) &&
+           fits<Storage>(width, call.current, layout.current, layout) &&
+           fits<Storage>(width, call.normalization.residual, layout.residual, layout) &&
+           fits<Storage>(width, call.grad_spikes, layout.grad_spikes, layout) &&
+           fits<S>(width, call.grad_potential, layout.grad_potential, layout) &&
+           fits<Storage>(width, call.grad_current, layout.grad_current, layout) &&
+           fits<Storage>(width, call.grad_residual, layout.grad_current, layout) &&
+           state_fits<S>(width, {call.initial, call.checkpoints, call.grad_last, call.grad_initial, call.grad_threshold,
+                                 call.grad_tau});
+}
+
+template <class Storage>
+bool is_wide(int width, const MomentsCall& call) {
+    const Layout& layout = call.layout;
+    return layout.inner % width == 0 && walkable(layout, width) &&
+           fits<Storage>(width, call.current, layout.current, layout);
+}
+
+inline Pass pass_of(const BackwardCall& call) {
+    if (!call.grad_spikes || call.layout.held) return Pass::any;
+    if (call.sums) return call.grad_current || call.grad_residual ? Pass::any : Pass::sums;
+    return call.grad_current && (!call.normalization.mean || call.normalization.through_mean) ? Pass::gradients
+                                                                                              : Pass::any;
+}
+
+// The sums per channel of the parts that the blocks of a launch left in its workspace: [2, channels, parts].
+void sum_parts(void* workspace, double* sums, i64 channels, i64 parts, void* stream);
+
+inline i64 bytes_of_parts(const Layout& layout, int width) {
+    return 2 * layout.channels * walk_of(layout, width).parts() * i64(sizeof(double));
+}
+
 template <class Storage>
 struct Launcher {
     using S = State<Storage>;
@@ -64,63 +112,77 @@ struct Launcher {
     static void backward(const BackwardCall& call, void* stream);
     static void moments(const MomentsCall& call, void* stream);
     static void statistics(const StatisticsCall& call, void* stream);
+
+    // Enough for any width that a kernel may have.
+    static i64 sums_workspace(const Layout& layout) {
+        i64 most = bytes_of_parts(layout, 1);
+        for (int width : {backward_width<Storage>, forward_width<Storage>}) {
+            if (layout.inner % width != 0 || !walkable(layout, width)) continue;
+            const i64 bytes = bytes_of_parts(layout, width);
+            most = bytes > most ? bytes : most;
+        }
+        return most;
+    }
 };
 
 template <class Storage>
 void Launcher<Storage>::forward(const ForwardCall& call, void* stream) {
-    const Layout& layout = call.layout;
-    constexpr int width = forward_width<Storage>;
-    const bool wide = layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
-                      fits<Storage>(width, call.normalization.residual, layout.residual, layout) &&
-                      fits<Storage>(width, call.spikes, layout.spikes, layout) &&
-                      state_fits<S>(width, {call.initial, call.last, call.potential, call.checkpoints});
-    const bool extras = call.potential || call.dynamics.delay;
-    const Question asked{wide, false, extras, call.normalization.mean != nullptr, policy_of(call.dynamics), {}};
     constexpr Direction direction = Direction::forward;
+    Question asked;
+    asked.wide = is_wide<Storage>(forward_width<Storage>, call);
+    const Walk walk = walk_of(call.layout, asked.wide ? forward_width<Storage> : 1);
+    asked.extras = call.potential || call.dynamics.delay;
+    asked.normalized = call.normalization.mean;
+    asked.dynamics = policy_of(call.dynamics);
+    asked.channels = walk.own ? Channels::own : Channels::shared;
     with_variant<CudaVariants<Storage, direction>>(
         variant(direction, cuda_backend<Storage>(direction), asked), [&](auto known) {
             constexpr Variant v = decltype(known)::value;
             using D = typename DynamicsPolicy<v.dynamics>::template of<S>;
-            launch(forward_kernel<Storage, v.width, D, v.currents>, blocks_for(layout, v.width), stream, call);
+            launch(forward_kernel<Storage, v.width, D, v.currents, v.channels>, blocks_of(walk, call.layout), stream,
+                   call, walk);
         });
 }
 
 template <class Storage>
 void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
-    const Layout& layout = call.layout;
-    constexpr int width = backward_width<Storage>;
-    const bool wide = layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
-                      fits<Storage>(width, call.normalization.residual, layout.residual, layout) &&
-                      fits<Storage>(width, call.grad_spikes, layout.grad_spikes, layout) &&
-                      fits<S>(width, call.grad_potential, layout.grad_potential, layout) &&
-                      fits<Storage>(width, call.grad_current, layout.grad_current, layout) &&
-                      fits<Storage>(width, call.grad_residual, layout.grad_current, layout) &&
-                      state_fits<S>(width, {call.initial, call.checkpoints, call.grad_last, call.grad_initial,
-                                            call.grad_threshold, call.grad_tau, call.sum_gradient, call.sum_product});
-    const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
-    const bool normalized = call.normalization.mean, brief = layout.steps <= steps_ahead;
-    const Question asked{wide, brief, extras, normalized, policy_of(call.dynamics), call.surrogate.shape};
     constexpr Direction direction = Direction::backward;
+    const Layout& layout = call.layout;
+    Question asked;
+    asked.wide = is_wide<Storage>(backward_width<Storage>, call);
+    asked.brief = layout.steps <= steps_ahead && is_wide<Storage>(short_backward_width<Storage>, call);
+    asked.extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
+    asked.normalized = call.normalization.mean;
+    asked.dynamics = policy_of(call.dynamics);
+    asked.surrogate = call.surrogate.shape;
+    asked.pass = pass_of(call);
+    // Neurons that are of one channel together are so in smaller numbers too; the rule says which width is taken.
+    const int widest = asked.brief ? short_backward_width<Storage> : asked.wide ? backward_width<Storage> : 1;
+    asked.channels = walk_of(layout, widest).own ? Channels::own : Channels::shared;
     with_variant<CudaVariants<Storage, direction>>(
         variant(direction, cuda_backend<Storage>(direction), asked), [&](auto known) {
             constexpr Variant v = decltype(known)::value;
             using D = typename DynamicsPolicy<v.dynamics>::template of<S>;
             using Surrogate = typename SurrogateOf<v.surrogate>::type;
-            launch(backward_kernel<Storage, v.width, v.block, Surrogate, D, v.currents, v.extras>,
-                   blocks_for(layout, v.width), stream, call);
+            const Walk walk = walk_of(layout, v.width);
+            launch(backward_kernel<Storage, v.width, v.block, Surrogate, D, v.currents, v.channels, v.pass, v.extras>,
+                   blocks_of(walk, call.layout), stream, call, walk);
+            if (call.sums) sum_parts(call.workspace, call.sums, layout.channels, walk.parts(), stream);
         });
 }
 
 template <class Storage>
 void Launcher<Storage>::moments(const MomentsCall& call, void* stream) {
-    const Layout& layout = call.layout;
     constexpr int width = forward_width<Storage>;
-    const void* const squares = static_cast<S*>(call.neurons) + layout.neurons();
-    if (layout.inner % width == 0 && fits<Storage>(width, call.current, layout.current, layout) &&
-        state_fits<S>(width, {call.neurons, squares}))
-        launch(moments_kernel<Storage, width>, blocks_for(layout, width), stream, call);
+    const bool wide = is_wide<Storage>(width, call);
+    const Walk walk = walk_of(call.layout, wide ? width : 1);
+    if (!wide)
+        launch(moments_kernel<Storage, 1, Channels::shared>, blocks_of(walk, call.layout), stream, call, walk);
+    else if (walk.own)
+        launch(moments_kernel<Storage, width, Channels::own>, blocks_of(walk, call.layout), stream, call, walk);
     else
-        launch(moments_kernel<Storage, 1>, blocks_for(layout, 1), stream, call);
+        launch(moments_kernel<Storage, width, Channels::shared>, blocks_of(walk, call.layout), stream, call, walk);
+    sum_parts(call.workspace, call.sums, call.layout.channels, walk.parts(), stream);
 }
 
 template <class Storage>

@@ -1,79 +1,89 @@
-// The neurons of one thread: where they lie, how their values are read and written, and how their currents are read.
+// The neurons of one thread: where they lie, and what belongs to them and to their channels.
 // Every CUDA kernel starts from here. The tests also run the kernels on the host, through a launch shim; keep these files
 // free of CUDA's headers.
 //
-// A thread owns Width neighbouring neurons through all steps, with the state in registers.
+// A thread owns Width neighbouring neurons through all steps, with the state in registers; then those at the same place
+// of another row (walk.h).
 #pragma once
 
-#include "cuda/tuning.h"
+#include "cuda/access.cuh"
+#include "cuda/walk.h"
 #include "math/neuron.h"
 #include "math/normalization.h"
 
 namespace snnfast {
 inline namespace SNNFAST_TARGET {
 
-// Width elements moved by one access of up to 16 bytes.
-template <class Storage, int Width>
-struct alignas(sizeof(Storage) * Width < access_bytes ? sizeof(Storage) * Width : access_bytes) Access {
-    Storage element[Width];
-};
-
-template <int Width, class Storage>
-__device__ void load(State<Storage> (&to)[Width], const Storage* from) {
-    const auto together = *reinterpret_cast<const Access<Storage, Width>*>(from);
-#pragma unroll
-    for (int w = 0; w < Width; ++w) to[w] = widen(together.element[w]);
-}
-
-template <int Width, class Storage>
-__device__ void store(Storage* to, const State<Storage> (&from)[Width]) {
-    Access<Storage, Width> together;
-#pragma unroll
-    for (int w = 0; w < Width; ++w) together.element[w] = Narrow<Storage>::from(from[w]);
-    *reinterpret_cast<Access<Storage, Width>*>(to) = together;
-}
-
-template <class S, int Width>
-__device__ void fill(S (&to)[Width], S value) {
-#pragma unroll
-    for (int w = 0; w < Width; ++w) to[w] = value;
-}
-
-// The neurons of one thread.
+// Width neurons: of which outer, where in it, and their place in the flat order of what has no time.
 struct Place {
     i64 outer;
-    i64 inner;  // of the first of Width neurons
+    i64 inner;
     i64 flat;
 
     __device__ i64 in(const Strides& strides) const { return outer * strides.outer + inner; }
 };
 
+// Where a thread sits in its block, for all the rows that it walks down.
 template <int Width>
-__device__ bool find_place(const Layout& layout, Place& place) {
-    const i64 thread = static_cast<i64>(blockIdx.x) * threads_per_block + threadIdx.x;
-    place.flat = thread * Width;
-    if (place.flat >= layout.outer * layout.inner) return false;
-    place.outer = layout.outer == 1 ? 0 : place.flat / layout.inner;
-    place.inner = place.flat - place.outer * layout.inner;
-    return true;
-}
+struct Seat {
+    i64 offset;      // of its first neuron in a row
+    i64 first_row;   // beyond the last where the thread has nothing to do
+    i64 rows_apart;  // of two that follow each other
+    int first_channel;
+    int lane;
+    int rank;
+    int part;  // of the sums of its channels
+
+    __device__ explicit Seat(const Walk& walk) {
+        const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
+        const int piece = static_cast<int>(walk.by_tiles.small(block));
+        const int tile = block - piece * static_cast<int>(walk.tiles());
+        const int group = static_cast<int>(walk.by_cuts.small(tile));
+        const int cut = tile - group * static_cast<int>(walk.by_cuts.divisor);
+        rank = static_cast<int>(walk.by_lanes.small(thread));
+        lane = thread - rank * walk.lanes;
+        const i64 in_group = (i64(cut) * walk.lanes + lane) * Width;
+        offset = group * walk.group_length + in_group;
+        first_channel = group * walk.channels;
+        part = cut * walk.pieces + piece;
+        rows_apart = i64(walk.pieces) * walk.ranks;
+        first_row = i64(piece) * walk.ranks + rank;
+        if (rank >= walk.ranks || in_group >= walk.group_length || offset >= walk.row_length) first_row = walk.rows;
+    }
+
+    __device__ Place place(const Walk& walk, const Layout& layout, i64 row) const {
+        Place place;
+        place.flat = row * walk.row_length + offset;
+        place.outer = layout.outer == 1 ? 0 : walk.inner.quotient(place.flat);
+        place.inner = place.flat - place.outer * layout.inner;
+        return place;
+    }
+
+    // The channel of its neuron w, and before that: which of the tile's.
+    __device__ int channel_of_tile(const Walk& walk, int w) const {
+        return static_cast<int>(walk.by_after.small(walk.own ? lane * Width + w : lane));
+    }
+    __device__ i64 channel(const Walk& walk, int w) const { return first_channel + channel_of_tile(walk, w); }
+};
 
 template <class S>
-__device__ S channel_value(const void* array, double number, i64 channel) {
-    return array ? static_cast<const S*>(array)[channel] : S(number);
+__device__ S channel_value(const void* array, S otherwise, i64 channel) {
+    return array ? static_cast<const S*>(array)[channel] : otherwise;
 }
 
 template <int Width, class S>
 __device__ void load_coefficients(Coefficients<S> (&k)[Width], const Dynamics& d, const ChannelCoefficients& given,
-                                  const Layout& layout, const Place& place) {
-    const bool per_channel = given.threshold || given.leak || given.gain || given.drive;
+                                  const Walk& walk, const Seat<Width>& seat) {
+    const Coefficients<S> shared{S(d.leak), S(d.gain), S(d.drive), S(d.threshold)};
+    fill(k, shared);
+    if (!(given.threshold || given.leak || given.gain || given.drive) || seat.first_row >= walk.rows) return;
 #pragma unroll
     for (int w = 0; w < Width; ++w) {
-        const i64 channel = per_channel ? (place.flat + w) / layout.channel_stride % layout.channels : 0;
-        k[w].leak = channel_value<S>(given.leak, d.leak, channel);
-        k[w].gain = channel_value<S>(given.gain, d.gain, channel);
-        k[w].drive = channel_value<S>(given.drive, d.drive, channel);
-        k[w].threshold = channel_value<S>(given.threshold, d.threshold, channel);
+        const i64 channel = seat.channel(walk, w);
+        k[w].leak = channel_value<S>(given.leak, shared.leak, channel);
+        k[w].gain = channel_value<S>(given.gain, shared.gain, channel);
+        k[w].drive = channel_value<S>(given.drive, shared.drive, channel);
+        k[w].threshold = channel_value<S>(given.threshold, shared.threshold, channel);
     }
 }
 
@@ -91,58 +101,88 @@ __device__ void store_state(void* to, const S (&from)[Width], i64 flat) {
 }
 
 // How currents are read: as they are, or normalized, with a residual where there is one. A held current is the same
-// address at every step, which the caches answer.
-template <class Storage, int Width, Currents How>
+// address at every step, which the caches answer. Channels: whether the neurons of a thread are of one channel.
+template <class Storage, int Width, Currents How, Channels channels>
 struct CurrentReader {
     using S = State<Storage>;
+    static constexpr int normalizers = How != Currents::plain && channels == Channels::own ? Width : 1;
     const Storage* x;
     const Storage* residual = nullptr;
-    i64 x_step;
-    i64 residual_step = 0;
-    bool normalized = false;
-    Normalizer<S> n[How == Currents::plain ? 1 : Width];
+    const Strides& x_strides;
+    const Strides& residual_strides;
+    const StepStride<Storage, Width> step;
+    const StepStride<Storage, Width> residual_step;
+    const void* const first_x;
+    const void* const first_residual;
+    const bool normalized;
+    Normalizer<S> n[normalizers];
 
     template <class Call>
-    __device__ CurrentReader(const Call& call, const Place& place)
-        : x(static_cast<const Storage*>(call.current) + place.in(call.layout.current)),
-          x_step(call.layout.current.step) {
-        if (How == Currents::plain) return;
-        normalized = How == Currents::normalized || call.normalization.mean;
-        if (!normalized) return;
+    __device__ CurrentReader(const Call& call, const Walk& walk, const Seat<Width>& seat)
+        : x_strides(call.layout.current), residual_strides(call.layout.residual), step(x_strides),
+          residual_step(residual_strides), first_x(call.current), first_residual(call.normalization.residual),
+          normalized(How == Currents::normalized || (How == Currents::any && call.normalization.mean)) {
+        if (!normalized || seat.first_row >= walk.rows) return;
         const Normalization& given = call.normalization;
 #pragma unroll
-        for (int w = 0; w < Width; ++w) {
-            const i64 channel = (place.flat + w) / call.layout.channel_stride % call.layout.channels;
-            n[w].mean = static_cast<const S*>(given.mean)[channel];
-            n[w].scale = static_cast<const S*>(given.scale)[channel];
-            n[w].shift = static_cast<const S*>(given.shift)[channel];
-            n[w].through_mean = channel_value<S>(given.through_mean, 0.0, channel);
-            n[w].through_variance = channel_value<S>(given.through_variance, 0.0, channel);
-        }
-        if (given.residual) {
-            residual = static_cast<const Storage*>(given.residual) + place.in(call.layout.residual);
-            residual_step = call.layout.residual.step;
+        for (int i = 0; i < normalizers; ++i) {
+            const i64 channel = seat.channel(walk, i);
+            n[i].mean = static_cast<const S*>(given.mean)[channel];
+            n[i].scale = static_cast<const S*>(given.scale)[channel];
+            n[i].shift = static_cast<const S*>(given.shift)[channel];
+            n[i].through_mean = channel_value<S>(given.through_mean, 0, channel);
+            n[i].through_variance = channel_value<S>(given.through_variance, 0, channel);
         }
     }
 
-    __device__ void read(S (&to)[Width], i64 step) const {
-        load<Width>(to, x + step * x_step);
+    __device__ void enter(const Place& place) {
+        x = static_cast<const Storage*>(first_x) + place.in(x_strides);
+        if (How != Currents::plain && normalized && first_residual)
+            residual = static_cast<const Storage*>(first_residual) + place.in(residual_strides);
+    }
+
+    __device__ const Normalizer<S>& of(int w) const { return n[normalizers == 1 ? 0 : w]; }
+
+    // The elements of the steps from `first`, of which the first `length` are wanted: all loads, and nothing that waits
+    // for them.
+    template <int Steps>
+    __device__ void fetch(Pack<Storage, Width> (&to)[Steps], int first, int length) const {
+        load_steps(to, step.at_any(x, first), step, length);
+    }
+
+    // Elements to the currents that the neurons integrate. A residual is read a few steps at a time.
+    template <int Steps>
+    __device__ void to_currents(S (&x)[Steps][Width], int first, int length) const {
         if (How == Currents::plain || !normalized) return;
 #pragma unroll
-        for (int w = 0; w < Width; ++w) to[w] = normalize(n[w], to[w]);
-        if (residual) {
-            S more[Width];
-            load<Width>(more, residual + step * residual_step);
+        for (int a = 0; a < Steps; ++a) {
 #pragma unroll
-            for (int w = 0; w < Width; ++w) to[w] = to[w] + more[w];
+            for (int w = 0; w < Width; ++w) x[a][w] = normalize(of(w), x[a][w]);
+        }
+        if (residual) add_residual(x, first, length);
+    }
+
+    template <int Steps>
+    __device__ void add_residual(S (&x)[Steps][Width], int first, int length) const {
+        constexpr int together = Steps < steps_ahead ? Steps : steps_ahead;
+#pragma unroll
+        for (int group = 0; group < Steps; group += together) {
+            if (group >= length) continue;
+            Pack<Storage, Width> more[together];
+            load_steps(more, residual_step.at_any(residual, first + group), residual_step, length - group);
+#pragma unroll
+            for (int a = 0; a < together; ++a) {
+#pragma unroll
+                for (int w = 0; w < Width; ++w) x[group + a][w] = x[group + a][w] + element(more[a], w);
+            }
         }
     }
 
-    // x - mean, read again: the caches still have it, and registers are short.
-    __device__ void centered(S (&to)[Width], i64 step) const {
-        load<Width>(to, x + step * x_step);
+    // x - mean.
+    __device__ void centered(S (&to)[Width], const Pack<Storage, Width>& elements) const {
+        widen_pack(to, elements);
 #pragma unroll
-        for (int w = 0; w < Width; ++w) to[w] = to[w] - n[w].mean;
+        for (int w = 0; w < Width; ++w) to[w] = to[w] - of(w).mean;
     }
 };
 

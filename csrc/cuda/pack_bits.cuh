@@ -5,7 +5,7 @@
 // time.
 #pragma once
 
-#include "cuda/neurons.cuh"
+#include "cuda/access.cuh"
 #include "math/pack_bits.h"
 
 namespace snnfast {
@@ -13,6 +13,32 @@ inline namespace SNNFAST_TARGET {
 
 template <class Word>
 constexpr int words_per_access = access_bytes / sizeof(Word);
+
+// The elements of a pack as unsigned numbers.
+template <class Word, int Width>
+__device__ void take_apart(Word (&to)[Width], const Pack<Word, Width>& pack) {
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        if constexpr (sizeof(Word) == 8)
+            to[k] = static_cast<Word>(pack.word[2 * k + 1]) << 32 | pack.word[2 * k];
+        else
+            to[k] = static_cast<Word>(pack.word[k * sizeof(Word) / 4] >> k * 8 * sizeof(Word) % 32);
+    }
+}
+
+template <class Word, int Width>
+__device__ void put_together(Pack<Word, Width>& pack, const Word (&from)[Width]) {
+    clear(pack);
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        if constexpr (sizeof(Word) == 8) {
+            pack.word[2 * k] = static_cast<unsigned>(from[k]);
+            pack.word[2 * k + 1] = static_cast<unsigned>(from[k] >> 32);
+        } else {
+            pack.word[k * sizeof(Word) / 4] |= static_cast<unsigned>(from[k]) << k * 8 * sizeof(Word) % 32;
+        }
+    }
+}
 
 __device__ inline i64 piece(int nth) {
     return (static_cast<i64>(blockIdx.x) * pieces_per_thread + nth) * threads_per_block + threadIdx.x;
@@ -25,8 +51,11 @@ __device__ unsigned pack_byte(const Word* from) {
         unsigned bits = 0;
 #pragma unroll
         for (int k = 0; k < 8; k += width) {
-            const auto together = *reinterpret_cast<const Access<Word, width>*>(from + k);
-            bits |= pack_few<width>(together.element) << k;
+            Pack<Word, width> together;
+            Word elements[width];
+            load_pack(together, from + k);
+            take_apart(elements, together);
+            bits |= pack_few<width>(elements) << k;
         }
         return bits;
     } else {
@@ -70,10 +99,12 @@ __global__ void __launch_bounds__(threads_per_block) unpack_bits_kernel(UnpackBi
     for (int p = 0; p < pieces_per_thread; ++p) {
         const i64 first = piece(p) * width;
         if (Wide && first + width <= call.count) {
-            Access<Word, width> together;
+            Word elements[width];
+            Pack<Word, width> together;
 #pragma unroll
-            for (int k = 0; k < width; ++k) together.element[k] = element_of(bits[p] >> k & 1u, one);
-            *reinterpret_cast<Access<Word, width>*>(spikes + first) = together;
+            for (int k = 0; k < width; ++k) elements[k] = element_of(bits[p] >> k & 1u, one);
+            put_together(together, elements);
+            store_pack(spikes + first, together);
         } else {
             for (int k = 0; k < width && first + k < call.count; ++k)
                 spikes[first + k] = element_of(bits[p] >> k & 1u, one);

@@ -1,7 +1,8 @@
 // What decides the speed of the CUDA kernels, and of their results only the order in which sums per channel add up.
 #pragma once
 
-#include "calls.h"
+#include "math/neuron.h"
+#include "math/normalization.h"
 
 namespace snnfast {
 inline namespace SNNFAST_TARGET {
@@ -16,18 +17,36 @@ constexpr int steps_ahead = 4;
 // Steps that the backward pass rebuilds in registers: as far as the kept potentials lie apart.
 constexpr int backward_block = checkpoint_interval;
 
+// The same of the pass that only reads.
+constexpr int moments_ahead = 4;
+
 constexpr int access_bytes = 16;  // of one access at most: what a thread can load or store by one instruction
 
 // Neurons of a thread where memory allows: accesses of sixteen bytes.
 template <class Storage>
 constexpr int forward_width = access_bytes / sizeof(Storage);
-// Sixteen-byte accesses in a 16-bit type would be eight neurons a thread, and their blocks spill registers.
+// Over few steps the backward pass has registers for as many; over more, eight neurons in a 16-bit type would spill them.
+template <class Storage>
+constexpr int short_backward_width = access_bytes / sizeof(Storage);
 template <class Storage>
 constexpr int backward_width = sizeof(Storage) == 8 ? 2 : 4;
+
+// Blocks that a multiprocessor must have registers for: loads in flight count, and what hides their latency.
+template <class Storage, class D, Currents How>
+constexpr int resident_blocks = sizeof(Storage) == 8 || (is_general<D> && How == Currents::normalized) ? 2
+                                : sizeof(Storage) == 2 && !is_general<D> && How == Currents::plain     ? 4
+                                                                                                       : 3;
 
 // Two doubles' normalization and potentials are more than a thread's registers.
 template <class Storage>
 constexpr bool normalized_backward_fits = sizeof(Storage) < 8;
+
+// A thread walks down as many rows as leave this number of blocks, several times what a GPU holds at once.
+constexpr i64 least_blocks = 2048;
+constexpr i64 longest_walk = 8;
+
+// Steps of all the rows of a thread, if they are several: as many terms its sums have before they are added in double.
+constexpr i64 longest_sum = 512;
 
 // Sums per channel: enough values for a thread to be worth starting, and no more pieces than one block then sums.
 constexpr int warp = 32;

@@ -60,6 +60,11 @@ struct SoftAttached {
     SNNFAST_HD explicit SoftAttached(const Dynamics&) {}
 };
 
+template <class D>
+constexpr bool is_general = false;
+template <class S>
+inline constexpr bool is_general<General<S>> = true;
+
 inline bool is_hard_detached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && !d.soft && !d.attached; }
 inline bool is_soft_attached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && d.soft && d.attached; }
 
@@ -93,12 +98,24 @@ struct StepGradient {
     V threshold;  // this step's part of dL/dthreshold
 };
 
+// Stands for the gradient of a potential that was not recorded.
+struct NotRecorded {};
+
+template <class V>
+SNNFAST_HD V with_recorded(V gradient, V recorded) {
+    return gradient + recorded;
+}
+template <class V>
+SNNFAST_HD V with_recorded(V gradient, NotRecorded) {
+    return gradient;
+}
+
 // grad_spike: dL/ds_t. grad_recorded: dL/dh_t from a recorded potential. grad_after: dL/dv_t, from the step after.
 // A product with a factor 0 is 0 whatever the other factor, so that infinite values do not make NaN. (That of the soft
 // reset needs no care: where the threshold is infinite, the slope is 0.)
-template <class Surrogate, class D, class V>
+template <class Surrogate, class D, class V, class Recorded>
 SNNFAST_HD StepGradient<V> step_gradient(const D& dynamics, const Coefficients<V>& k, Scalar<V> gamma, Scalar<V> beta,
-                                         V h, V grad_spike, V grad_recorded, V grad_after) {
+                                         V h, V grad_spike, Recorded grad_recorded, V grad_after) {
     const auto fired = fires(dynamics, k, h);
     const V slope = Surrogate::derivative(V(h - k.threshold), gamma, beta);
     V through_spike = grad_spike;
@@ -111,7 +128,7 @@ SNNFAST_HD StepGradient<V> step_gradient(const D& dynamics, const Coefficients<V
     const V at_threshold = slope == V{} ? V{} : V(through_spike * slope);
     const V passed_on = dynamics.soft ? grad_after : (fired ? V{} : grad_after);
     const V subtracted = dynamics.soft ? (fired ? grad_after : V{}) : V{};
-    return {V(at_threshold + grad_recorded) + passed_on, V(-at_threshold - subtracted)};
+    return {V(with_recorded(at_threshold, grad_recorded)) + passed_on, V(-at_threshold - subtracted)};
 }
 
 // This step's part of dL/dtau, without the factor 1 / tau^2; 0 where delta is, whatever the potential.

@@ -15,6 +15,13 @@ inline namespace SNNFAST_TARGET {
 // How a kernel reads currents, as a policy: as they are; normalized; or as the call says.
 enum class Currents { plain, normalized, any };
 
+// Whether neighbouring neurons that a kernel takes together are of one channel, as a policy: all of one; or each its own.
+enum class Channels { shared, own };
+
+// What a backward pass is for, as a policy: the sums of gradients that the batch's statistics ask for; the gradients; or as
+// the call says, both included.
+enum class Pass { sums, gradients, any };
+
 // One neuron's normalization. The mean is rounded to the state's dtype; what it lost is in `shift` and `through_mean`.
 template <class V>
 struct Normalizer {
@@ -35,7 +42,7 @@ SNNFAST_HD V normalize(const Normalizer<V>& n, V x) {
 // dL/dx from dL/dI. `batch`: the statistics are the batch's own, and the gradient passes through them too.
 template <class V>
 SNNFAST_HD V gradient_through(const Normalizer<V>& n, V grad, V centered, bool batch) {
-    return n.scale * (batch ? V(V(grad - n.through_mean) - V(centered * n.through_variance)) : grad);
+    return n.scale * (batch ? V(subtract_product(V(grad - n.through_mean), centered, n.through_variance)) : grad);
 }
 
 // What one neuron contributes: the mean over its steps and the sum of squares over them, both relative to the channel's
@@ -48,7 +55,7 @@ struct Contribution {
 
 template <class V>
 SNNFAST_HD Contribution<V> contribution(V first, V pivot, V sum, V squares, Scalar<V> steps) {
-    const V mean_from_first = sum / steps;
+    const V mean_from_first = approximate_quotient(sum, steps);
     const V mean = V(first - pivot) + mean_from_first;
     const V around_mean = squares - V(sum * mean_from_first);
     return {mean, V(around_mean + V(V(mean * mean) * steps))};

@@ -112,6 +112,49 @@ struct Narrow<bfloat16> {
     }
 };
 
+// Two 16-bit elements of one word.
+template <class Storage>
+SNNFAST_HD float widen_low(unsigned pair) {
+    return widen(Storage{static_cast<unsigned short>(pair)});
+}
+template <class Storage>
+SNNFAST_HD float widen_high(unsigned pair) {
+    return widen(Storage{static_cast<unsigned short>(pair >> 16)});
+}
+template <>
+SNNFAST_HD float widen_high<bfloat16>(unsigned pair) {
+    return bits_as<float>(pair & 0xffff0000u);
+}
+
+template <class Storage>
+SNNFAST_HD unsigned narrow_pair(float low, float high) {
+    return Narrow<Storage>::from(low).bits | static_cast<unsigned>(Narrow<Storage>::from(high).bits) << 16;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+SNNFAST_HD unsigned narrow_pair<bfloat16>(float low, float high) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+template <>
+SNNFAST_HD unsigned narrow_pair<float16>(float low, float high) {
+    unsigned pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+#endif
+
+// The dtype's 1.0.
+template <class Storage>
+constexpr unsigned long long one_bits = 0x3ff0000000000000ull;
+template <>
+inline constexpr unsigned long long one_bits<float> = 0x3f800000u;
+template <>
+inline constexpr unsigned long long one_bits<float16> = 0x3c00u;
+template <>
+inline constexpr unsigned long long one_bits<bfloat16> = 0x3f80u;
+
 // Calls `use` with a value of the type that stands for a dtype known at run time; `with_state`: of its state's.
 template <class Use>
 inline void with_storage(DType dtype, Use use) {

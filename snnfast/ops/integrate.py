@@ -120,6 +120,7 @@ def backward_call(
         grad_threshold=None,
         grad_tau=None,
         sums=None,
+        workspace=None,
     )
 
 

@@ -101,10 +101,10 @@ def statistics(step: Step, values: int, affine: Affine, options: NormalizedOptio
     found = torch.empty(2, channels, dtype=torch.float64, device=device)
     tables = torch.empty(3, channels, dtype=step.state, device=device)
     tracked = torch.empty(2, channels, dtype=step.state, device=device)
-    neurons = step.per_neuron(2)
+    sums, workspace = step.sums()
     weight, bias, parameter_dtype = as_read(affine.weight, affine.bias)
     step.backend.moments(
-        core.MomentsCall(dtype=step.code, layout=step.plan.layout, current=step.current, neurons=neurons)
+        core.MomentsCall(dtype=step.code, layout=step.plan.layout, current=step.current, sums=sums, workspace=workspace)
     )
     step.backend.statistics(
         core.StatisticsCall(
@@ -112,7 +112,7 @@ def statistics(step: Step, values: int, affine: Affine, options: NormalizedOptio
             layout=step.plan.layout,
             current=step.current,
             count=values / channels,
-            sums=step.channel_sums(neurons),
+            sums=sums,
             eps=options.eps,
             parameter_dtype=parameter_dtype,
             weight=weight,
@@ -215,10 +215,10 @@ def backward(
         if kept.means is not None:
             call.through_statistics, _, _ = parameter_gradients(kept.means, 1, kept, options, kept.tables.dtype)
     elif wanted & (WEIGHT | BIAS):
-        call.sums = step.per_neuron(2)
+        call.sums, call.workspace = step.sums()
     found = run_backward(step, call, states, options) if wanted & ~(WEIGHT | BIAS) or call.sums is not None else None
     if call.sums is not None:
-        _, grad_weight, grad_bias = parameter_gradients(step.channel_sums(call.sums), 1, kept, options, dtype)
+        _, grad_weight, grad_bias = parameter_gradients(call.sums, 1, kept, options, dtype)
     return (
         *(found or (None,) * 5),
         grad_weight.to(kept.weight.dtype)
@@ -230,11 +230,12 @@ def backward(
 
 def sums_of_gradients(step: Step, call: core.BackwardCall) -> Tensor:
     """[2, C] sums of dL/dI and of dL/dI * (x - mean): a backward pass that keeps nothing else."""
-    call.sums = step.per_neuron(2)
+    sums, workspace = step.sums()
     if step.plan.neurons:
+        call.sums, call.workspace = sums, workspace
         step.backend.backward(call)
-    sums, call.sums = call.sums, None
-    return step.channel_sums(sums)
+        call.sums = call.workspace = None
+    return sums
 
 
 def forward_results(

@@ -126,11 +126,14 @@ class Step:
             return written
         return laid_out(written, p.shape, p.strides, written.dtype)
 
-    def channel_sums(self, values: Tensor) -> Tensor:
-        """Sums per channel of [arrays, neurons], in float64: [arrays, C]."""
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """[2, C] in float64, for a pass that sums per channel, and the memory that it needs meanwhile."""
+        device = self.current.device
+        sums = torch.empty(2, self.plan.sum_sizes[1], dtype=torch.float64, device=device)
         if not self.plan.neurons:
-            return torch.zeros(values.shape[0], self.plan.sum_sizes[1], dtype=torch.float64, device=values.device)
-        return channel_sums(values, self.plan.sum_sizes, self.backend)
+            return sums.zero_(), sums
+        size = self.backend.sums_workspace(self.code, self.plan.layout)
+        return sums, torch.empty(size, dtype=torch.uint8, device=device)
 
     def table_gradient(self, values: Tensor, table: Tensor) -> Tensor:
         """[neurons] summed to the shape of a threshold or tau, in float64."""

@@ -12,6 +12,7 @@ namespace cpu {
 void forward(const ForwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void backward(const BackwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+i64 sums_workspace(DType, const Layout&) { throw std::logic_error("host run: no CPU kernels here"); }
 void moments(const MomentsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void statistics(const StatisticsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void normalization(const NormalizationCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
