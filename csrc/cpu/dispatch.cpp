@@ -1,12 +1,13 @@
 // Chooses the instruction set at run time, once, and holds what needs no vectors of a fixed width.
 #include <unistd.h>
 
-#if defined(SNNFAST_WITH_AVX2)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 
 #include "cpu/dispatch.h"
@@ -92,15 +93,35 @@ bool use_instruction_set(const char* name) {
     return false;
 }
 
+namespace {
+
+// Bytes of the third-level cache that a core reaches; 0 where that is not told. sysconf tells what all dies of a
+// processor have together, of which an AMD core reaches one die's.
+i64 cache_of_a_core() {
+#if defined(__x86_64__)
+    for (const unsigned leaf : {0x8000001du, 4u}) {  // AMD's, Intel's
+        unsigned kind, shape, sets, unused;
+        for (unsigned index = 0; index < 16 && __get_cpuid_count(leaf, index, &kind, &shape, &sets, &unused); ++index) {
+            const unsigned type = kind & 31, level = kind >> 5 & 7;
+            const i64 line = (shape & 0xfff) + 1, partitions = (shape >> 12 & 0x3ff) + 1, ways = (shape >> 22) + 1;
+            if (type != 0 && level == 3) return line * partitions * ways * (i64(sets) + 1);
+        }
+    }
+#endif
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    return sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+
 // A layer's training moves four tensors of an output's size. Where they fit the last-level cache together, what is
 // written is found there again; where they do not, writing past the caches saves reading what is overwritten.
 i64 streaming_threshold() {
     static const i64 threshold = [] {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-        const i64 cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-        const i64 cache = 0;
-#endif
+        const i64 cache = cache_of_a_core();
         return (cache > 0 ? cache : i64(16) << 20) / 4;
     }();
     return threshold;
