@@ -151,6 +151,8 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     m.def("use_openmp_of", &use_openmp_of, py::arg("library"));
     m.def("instruction_set", &cpu::instruction_set);
     m.def("use_instruction_set", &cpu::use_instruction_set, py::arg("name"));
+    m.def("streaming_threshold", &cpu::streaming_threshold);
+    m.def("use_streaming_threshold", &cpu::use_streaming_threshold, py::arg("bytes"));
     m.attr("checkpoint_interval") = checkpoint_interval;
     m.attr("with_cuda") = cuda::compiled();
     m.attr("cuda_toolkit") = cuda::toolkit();

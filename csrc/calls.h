@@ -213,6 +213,8 @@ void pack_bits(const PackBitsCall& call, int threads);
 void unpack_bits(const UnpackBitsCall& call, int threads);
 const char* instruction_set();               // the one in use
 bool use_instruction_set(const char* name);  // false: unknown, or this processor lacks it
+i64 streaming_threshold();                   // bytes of an output from which it is written past the caches
+void use_streaming_threshold(i64 bytes);     // another number of them, for tests
 }  // namespace cpu
 
 namespace cuda {

@@ -313,6 +313,12 @@ def instruction_set() -> str:
 def use_instruction_set(name: str) -> bool:
     """Runs CPU kernels of another instruction set; False where it is unknown or the processor lacks it."""
 
+def streaming_threshold() -> int:
+    """Bytes of an output from which CPU kernels write it past the caches: a quarter of what a core's cache holds."""
+
+def use_streaming_threshold(bytes: int) -> None:
+    """Another number of bytes, for tests. Results do not depend on it."""
+
 checkpoint_interval: int
 with_cuda: bool
 cuda_toolkit: str

@@ -115,17 +115,20 @@ i64 cache_of_a_core() {
 #endif
 }
 
-}  // namespace
-
 // A layer's training moves four tensors of an output's size. Where they fit the last-level cache together, what is
 // written is found there again; where they do not, writing past the caches saves reading what is overwritten.
-i64 streaming_threshold() {
-    static const i64 threshold = [] {
+std::atomic<i64>& bytes_to_stream() {
+    static std::atomic<i64> bytes{[] {
         const i64 cache = cache_of_a_core();
         return (cache > 0 ? cache : i64(16) << 20) / 4;
-    }();
-    return threshold;
+    }()};
+    return bytes;
 }
+
+}  // namespace
+
+i64 streaming_threshold() { return bytes_to_stream(); }
+void use_streaming_threshold(i64 bytes) { bytes_to_stream() = bytes; }
 
 void statistics(const StatisticsCall& call, int) {
     with_storage(call.dtype, [&](auto storage) {

@@ -26,8 +26,4 @@ void moments(const MomentsCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 }  // namespace avx512
 
-namespace cpu {
-i64 streaming_threshold();  // bytes of an output from which it is written past the caches
-}  // namespace cpu
-
 }  // namespace snnfast

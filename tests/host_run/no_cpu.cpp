@@ -22,6 +22,8 @@ void pack_bits(const PackBitsCall&, int) { throw std::logic_error("host run: no 
 void unpack_bits(const UnpackBitsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 const char* instruction_set() { return "none"; }
 bool use_instruction_set(const char*) { return false; }
+i64 streaming_threshold() { return 0; }
+void use_streaming_threshold(i64) {}
 }  // namespace cpu
 bool use_openmp_of(const char*) { return false; }
 }  // namespace snnfast
