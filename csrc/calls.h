@@ -112,12 +112,23 @@ struct BackwardCall {
     const void* grad_last = nullptr;       // [neurons] state; null: zero
     const void* grad_potential = nullptr;  // [outer, steps, inner] state; null: zero
     void* grad_current = nullptr;          // [outer, steps, inner] storage, or [neurons] when held
+    bool deferred = false;                 // grad_current is to be dL/dI, of which gradient_through makes dL/dx
     void* grad_residual = nullptr;         // [outer, steps, inner] storage, or [neurons] where residual_held
     void* grad_initial = nullptr;          // [neurons] state
     void* grad_threshold = nullptr;        // [neurons] state: each neuron's sum over time
     void* grad_tau = nullptr;              // [neurons] state: sum over time of delta * (v - rest - [input decays] x)
     void* sum_gradient = nullptr;          // [neurons] state: sum over time of dL/dI, I the normalized current
     void* sum_product = nullptr;           // [neurons] state: sum over time of dL/dI * (x - mean)
+};
+
+// After a deferred backward pass and its sums: from dL/dI, I the normalized current, to dL/dx, in place. Storage is the
+// state's, so that nothing was rounded in between; currents are not held.
+struct GradientThroughCall {
+    DType dtype = DType::float32;
+    Layout layout;
+    Normalization normalization;
+    const void* current = nullptr;  // [outer, steps, inner] storage
+    void* gradient = nullptr;       // [outer, steps, inner] storage, as grad_current lies
 };
 
 // sums[a, c] = sum of values[a, p, c, q] over p and q, in double and in an order that depends on nothing but the sizes.
@@ -206,6 +217,7 @@ void forward(const ForwardCall& call, int threads);
 void backward(const BackwardCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 void moments(const MomentsCall& call, int threads);
+void gradient_through(const GradientThroughCall& call, int threads);
 void statistics(const StatisticsCall& call, int threads);
 void normalization(const NormalizationCall& call, int threads);
 void normalization_gradients(const NormalizationGradientsCall& call, int threads);

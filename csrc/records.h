@@ -30,7 +30,14 @@ struct BackwardRecord : RecordType {
         initial{*this, "initial"}, checkpoints{*this, "checkpoints"}, grad_spikes{*this, "grad_spikes"},
         grad_last{*this, "grad_last"}, grad_potential{*this, "grad_potential"}, grad_current{*this, "grad_current"},
         grad_residual{*this, "grad_residual"}, grad_initial{*this, "grad_initial"},
-        grad_threshold{*this, "grad_threshold"}, grad_tau{*this, "grad_tau"}, sums{*this, "sums"};
+        grad_threshold{*this, "grad_threshold"}, grad_tau{*this, "grad_tau"}, sums{*this, "sums"},
+        deferred{*this, "deferred"};
+};
+
+struct GradientThroughRecord : RecordType {
+    GradientThroughRecord() : RecordType("GradientThroughCall") {}
+    Field dtype{*this, "dtype"}, layout{*this, "layout"}, normalization{*this, "normalization"},
+        through_statistics{*this, "through_statistics"}, current{*this, "current"}, gradient{*this, "gradient"};
 };
 
 struct ChannelSumRecord : RecordType {
@@ -90,17 +97,14 @@ ChannelCoefficients coefficients(PyObject* given) {
     return {record.address(f.threshold), record.address(f.leak), record.address(f.gain), record.address(f.drive)};
 }
 
-template <class Type>
-Normalization normalization(const Record<Type>& call, DType dtype, i64 channels, void* through_statistics) {
+Normalization normalization(void* tables, DType dtype, i64 channels, void* through_statistics) {
     Normalization n;
-    void* const tables = call.address(call.type().normalization);
     if (!tables) return n;
     n.mean = part(tables, 0, channels, dtype);
     n.scale = part(tables, 1, channels, dtype);
     n.shift = part(tables, 2, channels, dtype);
     n.through_mean = part(through_statistics, 0, channels, dtype);
     n.through_variance = part(through_statistics, 1, channels, dtype);
-    n.residual = call.address(call.type().residual);
     return n;
 }
 
@@ -118,7 +122,8 @@ ForwardCall forward_call(const Record<ForwardRecord>& given) {
     call.layout = given.object<Layout>(f.layout);
     call.dynamics = given.object<Dynamics>(f.dynamics);
     call.coefficients = coefficients(given.at(f.coefficients));
-    call.normalization = normalization(given, call.dtype, call.layout.channels, nullptr);
+    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels, nullptr);
+    call.normalization.residual = given.address(f.residual);
     call.current = given.address(f.current);
     call.initial = given.address(f.initial);
     call.spikes = given.address(f.spikes);
@@ -135,7 +140,9 @@ BackwardCall backward_call(const Record<BackwardRecord>& given) {
     call.layout = given.object<Layout>(f.layout);
     call.dynamics = given.object<Dynamics>(f.dynamics);
     call.coefficients = coefficients(given.at(f.coefficients));
-    call.normalization = normalization(given, call.dtype, call.layout.channels, given.address(f.through_statistics));
+    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels,
+                                       given.address(f.through_statistics));
+    call.normalization.residual = given.address(f.residual);
     call.surrogate = given.object<Surrogate>(f.surrogate);
     call.current = given.address(f.current);
     call.initial = given.address(f.initial);
@@ -151,6 +158,19 @@ BackwardCall backward_call(const Record<BackwardRecord>& given) {
     void* const sums = given.address(f.sums);
     call.sum_gradient = part(sums, 0, call.layout.neurons(), call.dtype);
     call.sum_product = part(sums, 1, call.layout.neurons(), call.dtype);
+    call.deferred = given.integer(f.deferred) != 0;
+    return call;
+}
+
+GradientThroughCall gradient_through_call(const Record<GradientThroughRecord>& given) {
+    const auto& f = given.type();
+    GradientThroughCall call;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout = given.object<Layout>(f.layout);
+    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels,
+                                       given.address(f.through_statistics));
+    call.current = given.address(f.current);
+    call.gradient = given.address(f.gradient);
     return call;
 }
 

@@ -115,6 +115,7 @@ class BackwardCall:
     grad_threshold: Tensor | None
     grad_tau: Tensor | None
     sums: Tensor | None  # [2, neurons] state: dL/dI, and dL/dI * (x - mean), each summed over time
+    deferred: bool  # grad_current is to be dL/dI, of which GradientThroughCall makes dL/dx; CPU only
     def __init__(
         self,
         *,
@@ -138,6 +139,27 @@ class BackwardCall:
         grad_threshold: Tensor | None,
         grad_tau: Tensor | None,
         sums: Tensor | None,
+        deferred: bool,
+    ) -> None: ...
+
+class GradientThroughCall:
+    """dL/dI, I the normalized current, to dL/dx, in place: after a deferred backward pass and its sums."""
+
+    dtype: int
+    layout: Layout
+    normalization: Tensor  # [3, C] state
+    through_statistics: Tensor  # [2, C] state
+    current: Tensor
+    gradient: Tensor
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        layout: Layout,
+        normalization: Tensor,
+        through_statistics: Tensor,
+        current: Tensor,
+        gradient: Tensor,
     ) -> None: ...
 
 class ChannelSumCall:
@@ -295,6 +317,7 @@ class Cpu(_Backend):
     """Runs on CPU threads, with the GIL released."""
 
     def __init__(self, threads: int) -> None: ...
+    def gradient_through(self, call: GradientThroughCall) -> None: ...
 
 class Cuda(_Backend):
     """Launches on a stream of a device, given by its address; 0 is the default stream."""

@@ -135,7 +135,7 @@ private:
         Storage* current;
         Storage* residual;
         i64 current_step, residual_step;
-        bool normalized, batch, summed;
+        bool normalized, batch, summed, deferred;
         Writing how;
     };
 
@@ -143,7 +143,8 @@ private:
         const bool normalized = currents_.normalizers.normalized();
         return {out_.at(from), residual_.at(from), out_.step, residual_.step, normalized, currents_.normalizers.batch(),
                 // Sums over time: of the gradients of a held current, and for the gradients of the batch's statistics.
-                call_.layout.held || (normalized && call_.sum_gradient), tile.staged ? Writing::cached : writing_};
+                call_.layout.held || (normalized && call_.sum_gradient), call_.deferred,
+                tile.staged ? Writing::cached : writing_};
     }
 
     template <class Surrogate, int Steps, bool Fresh>
@@ -206,7 +207,10 @@ private:
     static SNNFAST_HD void put(const Outputs& to, const Normalizer<V>& n, V grad_x, V centered, int t, i64 i) {
         Storage* const current = to.current + t * to.current_step;
         if (to.normalized) {
-            if (to.current) store_output(current, i, gradient_through(n, grad_x, centered, to.batch), to.how);
+            if (to.current) {
+                const V grad = to.deferred ? grad_x : gradient_through(n, grad_x, centered, to.batch);
+                store_output(current, i, grad, to.how);
+            }
             if (to.residual) store_output(to.residual + t * to.residual_step, i, grad_x, to.how);
         } else if (!to.summed) {
             store_output(current, i, grad_x, to.how);

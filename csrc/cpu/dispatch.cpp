@@ -24,6 +24,7 @@ struct InstructionSet {
     void (*forward)(const ForwardCall&, int);
     void (*backward)(const BackwardCall&, int);
     void (*moments)(const MomentsCall&, int);
+    void (*gradient_through)(const GradientThroughCall&, int);
     void (*channel_sum)(const ChannelSumCall&, int);
 };
 
@@ -43,14 +44,15 @@ const InstructionSet instruction_sets[] = {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      },
-     avx512::forward, avx512::backward, avx512::moments, avx512::channel_sum},
+     avx512::forward, avx512::backward, avx512::moments, avx512::gradient_through, avx512::channel_sum},
 #endif
 #if defined(SNNFAST_WITH_AVX2)
     {"avx2", [] { return __builtin_cpu_supports("avx2") && converts_float16(); }, avx2::forward, avx2::backward,
-     avx2::moments, avx2::channel_sum},
+     avx2::moments, avx2::gradient_through, avx2::channel_sum},
 #endif
 #if defined(SNNFAST_WITH_BASELINE)
-    {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::moments, baseline::channel_sum},
+    {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::moments,
+     baseline::gradient_through, baseline::channel_sum},
 #endif
 };
 
@@ -76,6 +78,7 @@ const InstructionSet& chosen() {
 void forward(const ForwardCall& call, int threads) { chosen().forward(call, threads); }
 void backward(const BackwardCall& call, int threads) { chosen().backward(call, threads); }
 void moments(const MomentsCall& call, int threads) { chosen().moments(call, threads); }
+void gradient_through(const GradientThroughCall& call, int threads) { chosen().gradient_through(call, threads); }
 void channel_sum(const ChannelSumCall& call, int threads) { chosen().channel_sum(call, threads); }
 
 const char* instruction_set() {

@@ -13,6 +13,7 @@ void forward(const ForwardCall&, int) { throw std::logic_error("host run: no CPU
 void backward(const BackwardCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void moments(const MomentsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void gradient_through(const GradientThroughCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void statistics(const StatisticsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void normalization(const NormalizationCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void normalization_gradients(const NormalizationGradientsCall&, int) {
