@@ -1,11 +1,11 @@
 """Judges the CUDA kernels by their machine code, without a GPU: what share of the copy bandwidth they can reach.
 
     python .ci/machine_code.py FILE...            cubins, or a built snnfast/_core*.so
-    python .ci/machine_code.py --write FILE...    and commits what it finds to the table and its page in the documentation
+    python .ci/machine_code.py --write FILE...    and makes what it finds the committed table and its page
 
 One thread of every kernel is followed through its machine code (sass/emulator.py), and a model of a GPU says how fast
-that can be (sass/model.py). Exit code 1 where a kernel moves its tensors by narrower accesses than it should, where fewer
-loads are in flight than it should have, or where a prediction is more than 3 points below the committed one.
+that can be (sass/model.py). Exit code 1 where a kernel moves its tensors by narrower accesses than it should, where
+fewer loads are in flight than it should have, or where a prediction is more than 3 points below the committed one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from sass import cases, emulator, listing, model
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "predicted" / "kernels.csv"
 PAGE = ROOT / "docs" / "results" / "predicted.md"
-COLUMNS = [
+COLUMNS = (
+    *("case", "dtype", "steps", "device", "architecture", "kernel", "registers", "warps", "instructions"),
+    *("bytes", "least", "together", "narrowest", "spilled", "fraction", "worst"),
+)
     "case",
     "dtype",
     "steps",
@@ -97,7 +100,7 @@ def row(case: cases.Case, device: model.Device, found: list) -> dict[str, object
         time = sum(one.bytes / getattr(predicted, name) for one, *_, predicted in found)
         result[name] = f"{least / time:.3f}"
     if len(found) == 1:
-        one, kernel, way, elements, predicted = found[0]
+        _, kernel, way, elements, predicted = found[0]
         result |= {
             "kernel": kernel.name.replace("snnfast::portable::", ""),
             "registers": kernel.registers,

@@ -121,9 +121,9 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     py::class_<Surrogate>(m, "Surrogate", local)
         .def(py::init(&make_surrogate), py::kw_only(), py::arg("shape"), py::arg("gamma"), py::arg("beta"));
 
-    add_records<ChannelCoefficientsRecord, ForwardRecord, BackwardRecord, ChannelSumRecord, MomentsRecord,
-                StatisticsRecord, NormalizationRecord, NormalizationGradientsRecord, PackBitsRecord, UnpackBitsRecord>(
-        m);
+    add_records<ChannelCoefficientsRecord, ForwardRecord, BackwardRecord, GradientThroughRecord, ChannelSumRecord,
+                MomentsRecord, StatisticsRecord, NormalizationRecord, NormalizationGradientsRecord, PackBitsRecord,
+                UnpackBitsRecord>(m);
 
     py::class_<Cpu> on_cpu(m, "Cpu", local);
     on_cpu.def(py::init([](int threads) { return Cpu{threads}; }), py::arg("threads"));
@@ -153,10 +153,19 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     add_method(on_cpu, on_cuda, "pack_bits", pack_bits_call, cpu::pack_bits, cuda::pack_bits);
     add_method(on_cpu, on_cuda, "unpack_bits", unpack_bits_call, cpu::unpack_bits, cuda::unpack_bits);
 
+    on_cpu.def(
+        "gradient_through",
+        [](const Cpu& where, py::handle call) {
+            where.run(cpu::gradient_through, gradient_through_call(Record<GradientThroughRecord>(call)));
+        },
+        py::arg("call"));
+
     m.def("variant_names", &variant_names, py::arg("direction"), py::arg("dtype"));
     m.def("use_openmp_of", &use_openmp_of, py::arg("library"));
     m.def("instruction_set", &cpu::instruction_set);
     m.def("use_instruction_set", &cpu::use_instruction_set, py::arg("name"));
+    m.def("streaming_threshold", &cpu::streaming_threshold);
+    m.def("use_streaming_threshold", &cpu::use_streaming_threshold, py::arg("bytes"));
     m.attr("checkpoint_interval") = checkpoint_interval;
     m.attr("with_cuda") = cuda::compiled();
     m.attr("cuda_toolkit") = cuda::toolkit();

@@ -112,12 +112,23 @@ struct BackwardCall {
     const void* grad_last = nullptr;       // [neurons] state; null: zero
     const void* grad_potential = nullptr;  // [outer, steps, inner] state; null: zero
     void* grad_current = nullptr;          // [outer, steps, inner] storage, or [neurons] when held
+    bool deferred = false;                 // grad_current is to be dL/dI, of which gradient_through makes dL/dx
     void* grad_residual = nullptr;         // [outer, steps, inner] storage, or [neurons] where residual_held
     void* grad_initial = nullptr;          // [neurons] state
     void* grad_threshold = nullptr;        // [neurons] state: each neuron's sum over time
     void* grad_tau = nullptr;              // [neurons] state: sum over time of delta * (v - rest - [input decays] x)
     double* sums = nullptr;     // [2, channels]: of dL/dI, I the normalized current, and of dL/dI * (x - mean)
     void* workspace = nullptr;  // [sums_workspace(...)] bytes, where sums are wanted
+};
+
+// After a deferred backward pass and its sums: from dL/dI, I the normalized current, to dL/dx, in place. Storage is the
+// state's, so that nothing was rounded in between; currents are not held.
+struct GradientThroughCall {
+    DType dtype = DType::float32;
+    Layout layout;
+    Normalization normalization;
+    const void* current = nullptr;  // [outer, steps, inner] storage
+    void* gradient = nullptr;       // [outer, steps, inner] storage, as grad_current lies
 };
 
 // sums[a, c] = sum of values[a, p, c, q] over p and q, in double and in an order that depends on nothing but the sizes.
@@ -208,6 +219,7 @@ void backward(const BackwardCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 i64 sums_workspace(DType dtype, const Layout& layout);  // bytes for the sums of a MomentsCall or a BackwardCall
 void moments(const MomentsCall& call, int threads);
+void gradient_through(const GradientThroughCall& call, int threads);
 void statistics(const StatisticsCall& call, int threads);
 void normalization(const NormalizationCall& call, int threads);
 void normalization_gradients(const NormalizationGradientsCall& call, int threads);
@@ -215,6 +227,8 @@ void pack_bits(const PackBitsCall& call, int threads);
 void unpack_bits(const UnpackBitsCall& call, int threads);
 const char* instruction_set();               // the one in use
 bool use_instruction_set(const char* name);  // false: unknown, or this processor lacks it
+i64 streaming_threshold();                   // bytes of an output from which it is written past the caches
+void use_streaming_threshold(i64 bytes);     // another number of them, for tests
 }  // namespace cpu
 
 namespace cuda {

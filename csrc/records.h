@@ -31,7 +31,13 @@ struct BackwardRecord : RecordType {
         grad_last{*this, "grad_last"}, grad_potential{*this, "grad_potential"}, grad_current{*this, "grad_current"},
         grad_residual{*this, "grad_residual"}, grad_initial{*this, "grad_initial"},
         grad_threshold{*this, "grad_threshold"}, grad_tau{*this, "grad_tau"}, sums{*this, "sums"},
-        workspace{*this, "workspace"};
+        workspace{*this, "workspace"}, deferred{*this, "deferred"};
+};
+
+struct GradientThroughRecord : RecordType {
+    GradientThroughRecord() : RecordType("GradientThroughCall") {}
+    Field dtype{*this, "dtype"}, layout{*this, "layout"}, normalization{*this, "normalization"},
+        through_statistics{*this, "through_statistics"}, current{*this, "current"}, gradient{*this, "gradient"};
 };
 
 struct ChannelSumRecord : RecordType {
@@ -92,17 +98,14 @@ ChannelCoefficients coefficients(PyObject* given) {
     return {record.address(f.threshold), record.address(f.leak), record.address(f.gain), record.address(f.drive)};
 }
 
-template <class Type>
-Normalization normalization(const Record<Type>& call, DType dtype, i64 channels, void* through_statistics) {
+Normalization normalization(void* tables, DType dtype, i64 channels, void* through_statistics) {
     Normalization n;
-    void* const tables = call.address(call.type().normalization);
     if (!tables) return n;
     n.mean = part(tables, 0, channels, dtype);
     n.scale = part(tables, 1, channels, dtype);
     n.shift = part(tables, 2, channels, dtype);
     n.through_mean = part(through_statistics, 0, channels, dtype);
     n.through_variance = part(through_statistics, 1, channels, dtype);
-    n.residual = call.address(call.type().residual);
     return n;
 }
 
@@ -120,7 +123,8 @@ ForwardCall forward_call(const Record<ForwardRecord>& given) {
     call.layout = given.object<Layout>(f.layout);
     call.dynamics = given.object<Dynamics>(f.dynamics);
     call.coefficients = coefficients(given.at(f.coefficients));
-    call.normalization = normalization(given, call.dtype, call.layout.channels, nullptr);
+    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels, nullptr);
+    call.normalization.residual = given.address(f.residual);
     call.current = given.address(f.current);
     call.initial = given.address(f.initial);
     call.spikes = given.address(f.spikes);
@@ -137,7 +141,9 @@ BackwardCall backward_call(const Record<BackwardRecord>& given) {
     call.layout = given.object<Layout>(f.layout);
     call.dynamics = given.object<Dynamics>(f.dynamics);
     call.coefficients = coefficients(given.at(f.coefficients));
-    call.normalization = normalization(given, call.dtype, call.layout.channels, given.address(f.through_statistics));
+    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels,
+                                       given.address(f.through_statistics));
+    call.normalization.residual = given.address(f.residual);
     call.surrogate = given.object<Surrogate>(f.surrogate);
     call.current = given.address(f.current);
     call.initial = given.address(f.initial);
@@ -152,6 +158,19 @@ BackwardCall backward_call(const Record<BackwardRecord>& given) {
     call.grad_tau = given.address(f.grad_tau);
     call.sums = given.address<double>(f.sums);
     call.workspace = given.address(f.workspace);
+    call.deferred = given.integer(f.deferred) != 0;
+    return call;
+}
+
+GradientThroughCall gradient_through_call(const Record<GradientThroughRecord>& given) {
+    const auto& f = given.type();
+    GradientThroughCall call;
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout = given.object<Layout>(f.layout);
+    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels,
+                                       given.address(f.through_statistics));
+    call.current = given.address(f.current);
+    call.gradient = given.address(f.gradient);
     return call;
 }
 

@@ -116,6 +116,7 @@ class BackwardCall:
     grad_tau: Tensor | None
     sums: Tensor | None  # [2, C] float64: of dL/dI, and of dL/dI * (x - mean)
     workspace: Tensor | None  # [sums_workspace(...)] bytes, where sums are wanted
+    deferred: bool  # grad_current is to be dL/dI, of which GradientThroughCall makes dL/dx; CPU only
     def __init__(
         self,
         *,
@@ -140,6 +141,27 @@ class BackwardCall:
         grad_tau: Tensor | None,
         sums: Tensor | None,
         workspace: Tensor | None,
+        deferred: bool,
+    ) -> None: ...
+
+class GradientThroughCall:
+    """dL/dI, I the normalized current, to dL/dx, in place: after a deferred backward pass and its sums."""
+
+    dtype: int
+    layout: Layout
+    normalization: Tensor  # [3, C] state
+    through_statistics: Tensor  # [2, C] state
+    current: Tensor
+    gradient: Tensor
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        layout: Layout,
+        normalization: Tensor,
+        through_statistics: Tensor,
+        current: Tensor,
+        gradient: Tensor,
     ) -> None: ...
 
 class ChannelSumCall:
@@ -299,6 +321,7 @@ class Cpu(_Backend):
     """Runs on CPU threads, with the GIL released."""
 
     def __init__(self, threads: int) -> None: ...
+    def gradient_through(self, call: GradientThroughCall) -> None: ...
 
 class Cuda(_Backend):
     """Launches on a stream of a device, given by its address; 0 is the default stream."""
@@ -316,6 +339,12 @@ def instruction_set() -> str:
 
 def use_instruction_set(name: str) -> bool:
     """Runs CPU kernels of another instruction set; False where it is unknown or the processor lacks it."""
+
+def streaming_threshold() -> int:
+    """Bytes of an output from which CPU kernels write it past the caches: a quarter of what a core's cache holds."""
+
+def use_streaming_threshold(bytes: int) -> None:
+    """Another number of bytes, for tests. Results do not depend on it."""
 
 checkpoint_interval: int
 with_cuda: bool

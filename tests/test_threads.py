@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ SETS = ("avx512", "avx2", "baseline")
 
 @pytest.fixture(autouse=True)
 def restored():
-    threads, best = torch.get_num_threads(), core.instruction_set()
+    threads, best, streamed = torch.get_num_threads(), core.instruction_set(), core.streaming_threshold()
     yield
     torch.set_num_threads(threads)
+    core.use_streaming_threshold(streamed)
     assert core.use_instruction_set(best)
 
 
@@ -138,11 +140,11 @@ def test_an_unknown_instruction_set_is_not_used():
 @pytest.mark.parametrize("time_dim", [0, 1])
 @pytest.mark.parametrize("make", [sf.IF, lambda **o: sf.LIF(2.0, 0.4, reset="soft", **o)], ids=["IF", "soft LIF"])
 def test_large_outputs_are_the_small_ones_put_together(time_dim, steps, make):
-    """Outputs above 4 MiB are written past the caches; these are split into pieces that are not."""
+    """Large outputs are written past the caches; these are split into pieces that are not."""
     pieces = 6
-    shape = (steps, pieces, 1 << 18 if steps == 1 else 1 << 15)
-    size, limit = torch.Size(shape).numel() * 4, 4 << 20
-    assert size > limit > size / pieces
+    shape = (steps, pieces, 1 << 13)
+    size = torch.Size(shape).numel() * 4
+    core.use_streaming_threshold(size)
     x, sent = (normal(*shape, seed=s).transpose(0, time_dim).contiguous() for s in (0, 1))
     whole = x.clone().requires_grad_()
     spikes = make(time_dim=time_dim)(whole)
@@ -159,12 +161,26 @@ def test_large_outputs_are_the_small_ones_put_together(time_dim, steps, make):
 @pytest.mark.parametrize("start", [0, 1, 4, 16])
 def test_large_outputs_from_any_alignment_and_width(dtype, start):
     """Streaming wants whole, aligned vectors; rows that have none are written otherwise, and completely."""
-    width = (1 << 15) + start
+    core.use_streaming_threshold(1 << 16)
+    width = (1 << 12) + start
     base = normal(36 * width + start + 16, dtype=dtype)
-    x = base[start : start + 36 * width].view(6, 6, width)
-    spikes, _ = sf.functional.integrate_and_fire(x)
-    wanted, _ = sf.reference.integrate_and_fire(x)
-    assert torch.equal(spikes, wanted)
+    x = base[start : start + 36 * width].view(6, 6, width).requires_grad_()
+    sent = normal(6, 6, width, dtype=dtype, seed=1)
+    found = sf.functional.integrate_and_fire(x)[0]
+    (gradient,) = torch.autograd.grad(found, x, sent)
+    core.use_streaming_threshold(1 << 40)
+    cached = sf.functional.integrate_and_fire(x)[0]
+    assert torch.equal(found, cached) and torch.equal(found, sf.reference.integrate_and_fire(x)[0])
+    assert torch.equal(gradient, torch.autograd.grad(cached, x, sent)[0])
+
+
+def test_an_output_is_large_where_a_cores_cache_does_not_hold_four_of_them():
+    told = {
+        (d / "level").read_text().strip(): d / "size" for d in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
+    }
+    if "3" not in told:
+        pytest.skip("no third-level cache is told of")
+    assert core.streaming_threshold() == int(told["3"].read_text().strip().removesuffix("K")) * 1024 // 4
 
 
 def test_several_threads_may_call_at_once():

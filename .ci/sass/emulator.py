@@ -1,5 +1,5 @@
-"""One thread of a kernel, instruction by instruction, with real integers: the way that it takes through the code, and every
-access to global memory on it.
+"""One thread of a kernel, instruction by instruction, with real integers: the way that it takes through the code, and
+every access to global memory on it.
 
 What is loaded from memory and what is computed with floats is 0: no way depends on it. A branch that would is an
 error of the kernel's (its threads would part), one on an opcode that is missing here an error of this file's.

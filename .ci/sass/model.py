@@ -1,9 +1,9 @@
 """How fast a kernel can be: a closed queueing network of a multiprocessor's scheduler and the memory behind it.
 
-A warp's way through a kernel (emulator.py) is a number of instructions to issue, of bytes to move, and of cycles in which
-it waits for its loads and does nothing else. The warps that are resident at once do so side by side: they queue for the
-scheduler, for the slow pipes, for the memory and for the second-level cache, and wait for latencies without queueing.
-Exact mean-value analysis (Reiser and Lavenberg 1980) gives how many warps a cycle that is.
+A warp's way through a kernel (emulator.py) is a number of instructions to issue, of bytes to move, and of cycles in
+which it waits for its loads and does nothing else. The warps that are resident at once do so side by side: they queue
+for the scheduler, for the slow pipes, for the memory and for the second-level cache, and wait for latencies without
+queueing. Mean-value analysis (Reiser and Lavenberg 1980) gives how many warps a cycle that is.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def resident_warps(device: Device, registers: int, shared: int, threads: int = 1
 
 
 def throughput(customers: int, demands: Sequence[float], delay: float, stays: Sequence[float] = ()) -> float:
-    """Of a closed network, by mean-value analysis: visits a cycle of stations that take ``demands`` cycles each and of a
-    delay without a queue.
+    """Of a closed network, by mean-value analysis: visits a cycle of stations that take ``demands`` cycles each and of
+    a delay without a queue.
 
     A warp's demand is always the same, so that of the customer in service half is left on average (Lazowska and others
     1984, for service times without variance; the exact analysis is for exponential ones).

@@ -2,6 +2,7 @@
 //
 // Blocks of steps are rebuilt from the input (and a checkpoint), then walked back in passes of a few steps, as the
 // forward pass walks on.
+#include <algorithm>
 #include <initializer_list>
 
 #include "cpu/backend.h"
@@ -29,7 +30,9 @@ class BackwardTiles {
 public:
     SNNFAST_ONCE_A_TILE explicit BackwardTiles(const BackwardCall& call)
         : call_(call), dynamics_(call.dynamics), coefficients_(call.dynamics, call.coefficients, call.layout),
-          currents_(call), gamma_(S(call.surrogate.gamma)), beta_(S(call.surrogate.beta)),
+          writing_(std::max(writing<Storage>(call.grad_current, call.layout, call.layout.grad_current),
+                            writing<Storage>(call.grad_residual, call.layout, call.layout.grad_current))),
+          currents_(call, writing_), gamma_(S(call.surrogate.gamma)), beta_(S(call.surrogate.beta)),
           grad_spikes_(static_cast<const Storage*>(call.grad_spikes), call.layout.grad_spikes, call.layout.steps,
                        lanes<Storage>),
           grad_potential_(static_cast<const S*>(call.grad_potential), call.layout.grad_potential, call.layout.steps,
@@ -37,9 +40,11 @@ public:
           grad_current_(call.layout.held ? nullptr : static_cast<Storage*>(call.grad_current), call.layout.grad_current,
                         call.layout.steps, lanes<Storage>),
           grad_residual_(call.layout.residual_held ? nullptr : static_cast<Storage*>(call.grad_residual),
-                         call.layout.grad_current, call.layout.steps, lanes<Storage>),
-          may_stream_(may_stream<Storage>(call.grad_current, call.layout, call.layout.grad_current) &&
-                      may_stream<Storage>(call.grad_residual, call.layout, call.layout.grad_current)) {}
+                         call.layout.grad_current, call.layout.steps, lanes<Storage>) {}
+
+    ~BackwardTiles() {
+        if (writing_ == Writing::streamed) end_of_streaming();
+    }
 
     template <class Surrogate>
     void run(const Tile& tile) {
@@ -51,9 +56,10 @@ public:
             const i64 fresh = rebuild_block(tile, first, last);
             if constexpr (!Extras)
                 if (fresh < last) walk_back<Surrogate, most, true>(tile, first, fresh);
-            for_each_pass<most>(first, fresh, [&](auto steps, i64 from) {  // in reverse, from last to first
-                walk_back<Surrogate, steps(), false>(tile, first, first + fresh - steps() - from);
-            });
+            for_each_pass<pass_steps_back<Extras>>(
+                first, fresh, [&](auto steps, i64 from) {  // in reverse, from last to first
+                    walk_back<Surrogate, steps(), false>(tile, first, first + fresh - steps() - from);
+                });
         }
         leave(tile);
     }
@@ -67,8 +73,10 @@ private:
         out_ = grad_current_.enter(tile);
         residual_ = grad_residual_.enter(tile);
         load_state(grad_v_, static_cast<const S*>(call_.grad_last), S(0), tile);
-        for (S* sum : {sum_threshold_, sum_tau_, sum_gradient_, sum_product_})
-            std::memset(sum, 0, tile.span * sizeof(S));
+        if (Extras)
+            for (S* sum : {sum_threshold_, sum_tau_}) std::memset(sum, 0, tile.span * sizeof(S));
+        if (call_.layout.held || currents_.normalizers.normalized())
+            for (S* sum : {sum_gradient_, sum_product_}) std::memset(sum, 0, tile.span * sizeof(S));
     }
 
     SNNFAST_ONCE_A_TILE void leave(const Tile& tile) {
@@ -82,7 +90,6 @@ private:
             keep(call_.workspace, tile, sum_gradient_);
             keep(static_cast<S*>(call_.workspace) + call_.layout.neurons(), tile, sum_product_);
         }
-        if (may_stream_) end_of_streaming();
     }
 
     // The potentials of a block's steps before the one returned. The last pass is walked back as it is rebuilt: its
@@ -91,8 +98,8 @@ private:
         const i64 b = first / checkpoint_interval;
         const S* initial = b == 0 ? static_cast<const S*>(call_.initial)
                                   : static_cast<const S*>(call_.checkpoints) + (b - 1) * call_.layout.neurons();
-        load_state(block_initial_, initial, S(rest(dynamics_)), tile);
-        std::memcpy(v_, block_initial_, tile.span * sizeof(S));
+        load_state(v_, initial, S(rest(dynamics_)), tile);
+        if (Extras) std::memcpy(block_initial_, v_, tile.span * sizeof(S));
         const i64 fresh = !Extras && last - first >= most ? last - most : last;
         for_each_pass<most>(first, fresh, [&](auto steps, i64 from) { rebuild<steps()>(tile, first, from); });
         return fresh;
@@ -100,10 +107,10 @@ private:
 
     // The charged potentials of a pass's steps; the potential after them is kept for the next pass.
     template <int Steps>
-    SNNFAST_HD void rebuild_vector(V (&h)[Steps], const Coefficients<V>& k, i64 from, i64 i) {
-        const D dynamics = dynamics_;
+    SNNFAST_HD void rebuild_vector(V (&h)[Steps], const D& dynamics, const Coefficients<V>& k,
+                                   const CurrentRows<Storage, How>& x, i64 i) {
         V currents[Steps];
-        currents_.read(currents, from, i);
+        x.read(currents, i);
         V v = load(v_ + i);
         for (int t = 0; t < Steps; ++t) {
             h[t] = charge(dynamics, k, v, currents[t]);
@@ -114,10 +121,14 @@ private:
 
     template <int Steps>
     void rebuild(const Tile& tile, i64 block, i64 from) {
+        const auto x = currents_.from(from);
+        const auto& coefficients = coefficients_.local();
+        const D dynamics = dynamics_;
+        const i64 span = tile.span;
         S* const rebuilt = h_[from - block];
-        for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
+        for (i64 i = 0; i < span; i += lanes<Storage>) {
             V h[Steps];
-            rebuild_vector(h, coefficients_.at(i), from, i);
+            rebuild_vector(h, dynamics, coefficients.at(i), x, i);
             for (int t = 0; t < Steps; ++t) store(rebuilt + t * rebuilt_length + i, h[t]);
         }
     }
@@ -127,42 +138,45 @@ private:
         Storage* current;
         Storage* residual;
         i64 current_step, residual_step;
-        bool normalized, batch, summed, past_caches;
+        bool normalized, batch, summed, deferred;
+        Writing how;
     };
 
     Outputs outputs(const Tile& tile, i64 from) const {
         const bool normalized = currents_.normalizers.normalized();
         return {out_.at(from), residual_.at(from), out_.step, residual_.step, normalized, currents_.normalizers.batch(),
                 // Sums over time: of the gradients of a held current, and for the gradients of the batch's statistics.
-                call_.layout.held || (normalized && call_.sums), may_stream_ && !tile.staged};
+                call_.layout.held || (normalized && call_.sums), call_.deferred,
+                tile.staged ? Writing::cached : writing_};
     }
 
     template <class Surrogate, int Steps, bool Fresh>
     void walk_back(const Tile& tile, i64 block, i64 from) {
         const i64 delay = Extras && call_.dynamics.delay;
-        // Steps whose spike was emitted and has a gradient.
-        const i64 given = !g_ ? 0 : from + Steps + delay > call_.layout.steps ? Steps - delay : Steps;
-        const Storage* const x = currents_.x.at(from);
-        const Storage* const g = g_.at(from + delay);
+        // Steps whose spike was emitted.
+        const i64 emitted = from + Steps + delay > call_.layout.steps ? Steps - delay : Steps;
+        const auto x = currents_.from(from);
+        const auto& coefficients = coefficients_.local();
+        const Storage* const g = g_ ? g_.at(from + delay) : no_gradients;
         const S* const p = p_.at(from);
-        const i64 x_step = currents_.x.step, g_step = g_.step, p_step = p_.step;
+        const i64 g_step = g_.step, p_step = p_.step, span = tile.span;
         const S* const rebuilt = h_[from - block];
         const Outputs to = outputs(tile, from);
         const D dynamics = dynamics_;
         const S gamma = gamma_, beta = beta_;
-        for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
-            const Coefficients<V>& k = coefficients_.at(i);
+        for (i64 i = 0; i < span; i += lanes<Storage>) {
+            const Coefficients<V> k = coefficients.at(i);
             V grad_spikes[Steps], potentials[Steps];
             for (int t = 0; t < Steps; ++t) {
-                prefetch(g + t * g_step + i);
-                grad_spikes[t] = t < given ? load(g + t * g_step + i) : V{};
+                prefetch(g + t * g_step, i, x.ahead);
+                grad_spikes[t] = !Extras || t < emitted ? load(g + t * g_step + i) : V{};
                 if (!Fresh) potentials[t] = load(rebuilt + t * rebuilt_length + i);
             }
-            if (Fresh) rebuild_vector(potentials, k, from, i);
+            if (Fresh) rebuild_vector(potentials, dynamics, k, x, i);
             V centered[Steps];
-            const Normalizer<V> n = currents_.normalizers.at(i);
+            const Normalizer<V> n = x.normalizer(i);
             if (to.normalized) {
-                for (int t = 0; t < Steps; ++t) centered[t] = load(x + t * x_step + i) - n.mean;
+                for (int t = 0; t < Steps; ++t) centered[t] = x.raw(t, i) - n.mean;
             }
             V grad_v = load(grad_v_ + i);
             V sum_gradient{}, sum_product{};
@@ -171,7 +185,7 @@ private:
                 sum_product = load(sum_product_ + i);
             }
             for (int t = Steps - 1; t >= 0; --t) {
-                V grad_recorded{};
+                V grad_recorded = -V{};  // what changes nothing when it is added
                 if (Extras && p) grad_recorded = load(p + t * p_step + i);
                 const StepGradient<V> step = step_gradient<Surrogate>(dynamics, k, gamma, beta, potentials[t],
                                                                       grad_spikes[t], grad_recorded, grad_v);
@@ -194,12 +208,15 @@ private:
 
     // Writes the gradients of a step's currents and residual where they have a place of their own.
     static SNNFAST_HD void put(const Outputs& to, const Normalizer<V>& n, V grad_x, V centered, int t, i64 i) {
-        Storage* const current = to.current + t * to.current_step + i;
+        Storage* const current = to.current + t * to.current_step;
         if (to.normalized) {
-            if (to.current) store_output(current, gradient_through(n, grad_x, centered, to.batch), to.past_caches);
-            if (to.residual) store_output(to.residual + t * to.residual_step + i, grad_x, to.past_caches);
+            if (to.current) {
+                const V grad = to.deferred ? grad_x : gradient_through(n, grad_x, centered, to.batch);
+                store_output(current, i, grad, to.how);
+            }
+            if (to.residual) store_output(to.residual + t * to.residual_step, i, grad_x, to.how);
         } else if (!to.summed) {
-            store_output(current, grad_x, to.past_caches);
+            store_output(current, i, grad_x, to.how);
         }
     }
 
@@ -208,7 +225,7 @@ private:
         if (call_.grad_threshold) add(sum_threshold_ + i, step.threshold);
         if (call_.grad_tau) {
             V current[1];
-            currents_.read(current, at, i);
+            currents_.from(at).read(current, i);
             add(sum_tau_ + i, tau_gradient(dynamics_, step.potential, potential_before(k, in_block, i), current[0]));
         }
     }
@@ -242,9 +259,13 @@ private:
         for (i64 i = 0; i < tile.count; ++i) static_cast<Storage*>(to)[tile.flat + i] = Narrow<Storage>::from(from[i]);
     }
 
+    // The row of spikes that have no gradient.
+    alignas(64) static constexpr Storage no_gradients[tile_length] = {};
+
     const BackwardCall& call_;
     const D dynamics_;
     TileCoefficients<S, Extras> coefficients_;
+    const Writing writing_;
     TileCurrents<Storage, How> currents_;
     const S gamma_;
     const S beta_;
@@ -256,7 +277,6 @@ private:
     Rows<const S> p_;
     Rows<Storage> out_;
     Rows<Storage> residual_;
-    const bool may_stream_;
     alignas(64) S h_[checkpoint_interval][rebuilt_length];
     alignas(64) S v_[tile_length] = {};
     alignas(64) S block_initial_[tile_length] = {};

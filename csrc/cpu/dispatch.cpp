@@ -1,12 +1,13 @@
 // Chooses the instruction set at run time, once, and holds what needs no vectors of a fixed width.
 #include <unistd.h>
 
-#if defined(SNNFAST_WITH_AVX2)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 
 #include "cpu/dispatch.h"
@@ -23,6 +24,7 @@ struct InstructionSet {
     void (*forward)(const ForwardCall&, int);
     void (*backward)(const BackwardCall&, int);
     void (*moments)(const MomentsCall&, int);
+    void (*gradient_through)(const GradientThroughCall&, int);
     void (*channel_sum)(const ChannelSumCall&, int);
 };
 
@@ -42,14 +44,15 @@ const InstructionSet instruction_sets[] = {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      },
-     avx512::forward, avx512::backward, avx512::moments, avx512::channel_sum},
+     avx512::forward, avx512::backward, avx512::moments, avx512::gradient_through, avx512::channel_sum},
 #endif
 #if defined(SNNFAST_WITH_AVX2)
     {"avx2", [] { return __builtin_cpu_supports("avx2") && converts_float16(); }, avx2::forward, avx2::backward,
-     avx2::moments, avx2::channel_sum},
+     avx2::moments, avx2::gradient_through, avx2::channel_sum},
 #endif
 #if defined(SNNFAST_WITH_BASELINE)
-    {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::moments, baseline::channel_sum},
+    {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::moments,
+     baseline::gradient_through, baseline::channel_sum},
 #endif
 };
 
@@ -75,6 +78,7 @@ const InstructionSet& chosen() {
 void forward(const ForwardCall& call, int threads) { chosen().forward(call, threads); }
 void backward(const BackwardCall& call, int threads) { chosen().backward(call, threads); }
 void moments(const MomentsCall& call, int threads) { chosen().moments(call, threads); }
+void gradient_through(const GradientThroughCall& call, int threads) { chosen().gradient_through(call, threads); }
 void channel_sum(const ChannelSumCall& call, int threads) { chosen().channel_sum(call, threads); }
 i64 sums_workspace(DType dtype, const Layout& layout) {
     return 2 * layout.neurons() * (dtype == DType::float64 ? 8 : 4);
@@ -95,19 +99,42 @@ bool use_instruction_set(const char* name) {
     return false;
 }
 
+namespace {
+
+// Bytes of the third-level cache that a core reaches; 0 where that is not told. sysconf tells what all dies of a
+// processor have together, of which an AMD core reaches one die's.
+i64 cache_of_a_core() {
+#if defined(__x86_64__)
+    for (const unsigned leaf : {0x8000001du, 4u}) {  // AMD's, Intel's
+        unsigned kind, shape, sets, unused;
+        for (unsigned index = 0; index < 16 && __get_cpuid_count(leaf, index, &kind, &shape, &sets, &unused); ++index) {
+            const unsigned type = kind & 31, level = kind >> 5 & 7;
+            const i64 line = (shape & 0xfff) + 1, partitions = (shape >> 12 & 0x3ff) + 1, ways = (shape >> 22) + 1;
+            if (type != 0 && level == 3) return line * partitions * ways * (i64(sets) + 1);
+        }
+    }
+#endif
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    return sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+    return 0;
+#endif
+}
+
 // A layer's training moves four tensors of an output's size. Where they fit the last-level cache together, what is
 // written is found there again; where they do not, writing past the caches saves reading what is overwritten.
-i64 streaming_threshold() {
-    static const i64 threshold = [] {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-        const i64 cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-        const i64 cache = 0;
-#endif
+std::atomic<i64>& bytes_to_stream() {
+    static std::atomic<i64> bytes{[] {
+        const i64 cache = cache_of_a_core();
         return (cache > 0 ? cache : i64(16) << 20) / 4;
-    }();
-    return threshold;
+    }()};
+    return bytes;
 }
+
+}  // namespace
+
+i64 streaming_threshold() { return bytes_to_stream(); }
+void use_streaming_threshold(i64 bytes) { bytes_to_stream() = bytes; }
 
 void statistics(const StatisticsCall& call, int) {
     with_storage(call.dtype, [&](auto storage) {

@@ -9,6 +9,7 @@ namespace baseline {
 void forward(const ForwardCall& call, int threads);
 void backward(const BackwardCall& call, int threads);
 void moments(const MomentsCall& call, int threads);
+void gradient_through(const GradientThroughCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 }  // namespace baseline
 
@@ -16,6 +17,7 @@ namespace avx2 {
 void forward(const ForwardCall& call, int threads);
 void backward(const BackwardCall& call, int threads);
 void moments(const MomentsCall& call, int threads);
+void gradient_through(const GradientThroughCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 }  // namespace avx2
 
@@ -23,11 +25,8 @@ namespace avx512 {
 void forward(const ForwardCall& call, int threads);
 void backward(const BackwardCall& call, int threads);
 void moments(const MomentsCall& call, int threads);
+void gradient_through(const GradientThroughCall& call, int threads);
 void channel_sum(const ChannelSumCall& call, int threads);
 }  // namespace avx512
-
-namespace cpu {
-i64 streaming_threshold();  // bytes of an output from which it is written past the caches
-}  // namespace cpu
 
 }  // namespace snnfast

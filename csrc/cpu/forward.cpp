@@ -21,10 +21,13 @@ class ForwardTiles {
 public:
     explicit ForwardTiles(const ForwardCall& call)
         : call_(call), dynamics_(call.dynamics), coefficients_(call.dynamics, call.coefficients, call.layout),
-          currents_(call),
+          writing_(writing<Storage>(call.spikes, call.layout, call.layout.spikes)), currents_(call, writing_),
           spikes_(static_cast<Storage*>(call.spikes), call.layout.spikes, call.layout.steps, lanes<Storage>),
-          potential_(static_cast<S*>(call.potential), call.layout.spikes, call.layout.steps, lanes<Storage>),
-          may_stream_(may_stream<Storage>(call.spikes, call.layout, call.layout.spikes)) {}
+          potential_(static_cast<S*>(call.potential), call.layout.spikes, call.layout.steps, lanes<Storage>) {}
+
+    ~ForwardTiles() {
+        if (writing_ == Writing::streamed) end_of_streaming();
+    }
 
     void run(const Tile& tile) {
         const Layout& layout = call_.layout;
@@ -45,7 +48,6 @@ public:
         keep(call_.last, tile, v_);
         spikes_.leave(tile);
         potential_.leave(tile);
-        if (may_stream_) end_of_streaming();
     }
 
 private:
@@ -57,17 +59,21 @@ private:
         Storage* const out = out_.at(from + delay);
         S* const potential = recorded_.at(from);
         const i64 out_step = out_.step, potential_step = recorded_.step;
-        const bool past_caches = may_stream_ && !tile.staged;
-        const D dynamics = dynamics_;  // local: no store can be thought to change it
-        for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
-            const Coefficients<V>& k = coefficients_.at(i);
+        const Writing how = tile.staged ? Writing::cached : writing_;
+        // Local: no store can be thought to change them.
+        const D dynamics = dynamics_;
+        const auto x = currents_.from(from);
+        const auto& coefficients = coefficients_.local();
+        const i64 span = tile.span;
+        for (i64 i = 0; i < span; i += lanes<Storage>) {
+            const Coefficients<V> k = coefficients.at(i);
             V currents[Steps];
-            currents_.read(currents, from, i);
+            x.read(currents, i);
             V v = load(v_ + i);
             for (int t = 0; t < Steps; ++t) {
                 const V h = charge(dynamics, k, v, currents[t]);
                 const auto fired = fires(dynamics, k, h);
-                if (!Extras || t < stored) store_output(out + t * out_step + i, fired ? V{} + S(1) : V{}, past_caches);
+                if (!Extras || t < stored) store_output(out + t * out_step, i, fired ? V{} + S(1) : V{}, how);
                 if (Extras && potential) store(potential + t * potential_step + i, h);
                 v = reset(dynamics, k, h, fired);
             }
@@ -78,12 +84,12 @@ private:
     const ForwardCall& call_;
     const D dynamics_;
     TileCoefficients<S, Extras> coefficients_;
+    const Writing writing_;
     TileCurrents<Storage, How> currents_;
     TileRows<Storage> spikes_;
     TileRows<S> potential_;
     Rows<Storage> out_;
     Rows<S> recorded_;
-    const bool may_stream_;
     alignas(64) S v_[tile_length] = {};
 };
 

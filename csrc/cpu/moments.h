@@ -16,6 +16,8 @@ public:
     explicit MomentsTiles(const MomentsCall& call)
         : call_(call), steps_(call.layout.held ? 1 : call.layout.steps), pivots_(make_pivots(call)),
           pivot_values_(call.layout, {pivots_.data()}, {0.0}),
+          ahead_(output_bytes<Storage>(call.layout) >= cpu::streaming_threshold() ? prefetch_bytes_of_memory
+                                                                                  : prefetch_bytes),
           current_(static_cast<const Storage*>(call.current), call.layout.current, steps_, lanes<Storage>) {}
 
     void run(const Tile& tile) {
@@ -46,12 +48,12 @@ private:
     void pass(const Tile& tile, i64 from) {
         const Storage* const first = x_.first;
         const Storage* const x = x_.at(from);
-        const i64 x_step = x_.step;
+        const i64 x_step = x_.step, ahead = ahead_;
         for (i64 i = 0; i < tile.span; i += lanes<Storage>) {
             const V pivot = load(first + i);
             V sum = load(sum_ + i), squares = load(squares_ + i);
             for (int t = 0; t < Steps; ++t) {
-                prefetch(x + t * x_step + i);
+                prefetch(x + t * x_step, i, ahead);
                 const V d = load(x + t * x_step + i) - pivot;
                 sum = sum + d;
                 squares = squares + d * d;
@@ -65,6 +67,7 @@ private:
     const i64 steps_;
     const std::vector<S> pivots_;
     NeuronValues<S, 1> pivot_values_;
+    const i64 ahead_;
     TileRows<const Storage> current_;
     Rows<const Storage> x_;
     alignas(64) S sum_[tile_length];

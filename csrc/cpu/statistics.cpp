@@ -1,6 +1,8 @@
-// The statistics pass of batch normalization on the CPU, and the sums per channel after it and after the backward pass;
-// compiled once per instruction set (SNNFAST_TARGET names the namespace).
+// The passes of batch normalization on the CPU that no neuron takes part in: statistics, the sums per channel after them
+// and after the backward pass, the gradient through them; compiled once per instruction set (SNNFAST_TARGET names the
+// namespace).
 #include "cpu/dispatch.h"
+#include "cpu/gradient_through.h"
 #include "cpu/moments.h"
 #include "cpu/sums.h"
 
@@ -20,6 +22,13 @@ void moments(const MomentsCall& call, int threads) {
         run_tiles<Storage, MomentsTiles<Storage>>(call, threads);
     });
     channel_sum(sums_of_neurons(call.dtype, call.layout, call.workspace, call.sums), threads);
+}
+
+void gradient_through(const GradientThroughCall& call, int threads) {
+    if (call.dtype == DType::float64)
+        run_tiles<double, GradientThroughTiles<double>>(call, threads);
+    else
+        run_tiles<float, GradientThroughTiles<float>>(call, threads);
 }
 
 }  // namespace SNNFAST_TARGET

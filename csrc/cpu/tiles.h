@@ -5,6 +5,7 @@
 // vector's width, run as a tile of its own, and copied back: one loop body serves all sizes.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -146,12 +147,13 @@ class TileCoefficients {
 
 public:
     TileCoefficients(const Dynamics& d, const ChannelCoefficients&, const Layout&)
-        : numbers_{V{} + S(d.leak), V{} + S(d.gain), V{} + S(d.drive), V{} + S(d.threshold)} {}
+        : leak_(S(d.leak)), gain_(S(d.gain)), drive_(S(d.drive)), threshold_(S(d.threshold)) {}
     void enter(const Tile&) {}
-    SNNFAST_HD const Coefficients<V>& at(i64) const { return numbers_; }
+    SNNFAST_HD TileCoefficients local() const { return *this; }
+    SNNFAST_HD Coefficients<V> at(i64) const { return {V{} + leak_, V{} + gain_, V{} + drive_, V{} + threshold_}; }
 
 private:
-    const Coefficients<V> numbers_;
+    const S leak_, gain_, drive_, threshold_;
 };
 
 template <class S>
@@ -161,6 +163,7 @@ public:
         : values_(layout, {given.leak, given.gain, given.drive, given.threshold},
                   {d.leak, d.gain, d.drive, d.threshold}) {}
     void enter(const Tile& tile) { values_.enter(tile); }
+    SNNFAST_HD const TileCoefficients& local() const { return *this; }
     SNNFAST_HD Coefficients<Vector<S>> at(i64 i) const {
         return {values_.at(0, i), values_.at(1, i), values_.at(2, i), values_.at(3, i)};
     }
@@ -204,23 +207,67 @@ public:
     }
 };
 
-// Whether an output of this size goes past the caches. Streaming stores want whole, aligned vectors in every row.
 template <class Storage>
-bool may_stream(const void* data, const Layout& layout, const Strides& strides) {
+i64 output_bytes(const Layout& layout) {
+    return layout.neurons() * layout.steps * i64(sizeof(Storage));
+}
+
+// How an output of a call is written. Streaming stores want whole, aligned vectors in every row.
+template <class Storage>
+Writing writing(const void* data, const Layout& layout, const Strides& strides) {
     constexpr i64 bytes = sizeof(typename LaneConversion<Storage>::Stored);
     const auto aligned = [](i64 elements) { return elements * i64(sizeof(Storage)) % bytes == 0; };
-    return layout.neurons() * layout.steps * i64(sizeof(Storage)) >= cpu::streaming_threshold() &&
-           reinterpret_cast<unsigned long long>(data) % bytes == 0 && aligned(strides.step) &&
-           (layout.outer == 1 || aligned(strides.outer));
+    const i64 size = output_bytes<Storage>(layout), streamed = cpu::streaming_threshold();
+    if (size < streamed / 2) return Writing::cached;  // most of it is found there
+    const bool whole = reinterpret_cast<unsigned long long>(data) % bytes == 0 && aligned(strides.step) &&
+                       (layout.outer == 1 || aligned(strides.outer));
+    return size >= streamed && whole ? Writing::streamed : Writing::fetched;
 }
 
 template <class S>
 SNNFAST_ONCE_A_TILE void load_state(S* v, const S* initial, S otherwise, const Tile& tile) {
-    for (i64 i = 0; i < tile.count; ++i) v[i] = initial ? initial[tile.flat + i] : otherwise;
-    for (i64 i = tile.count; i < tile.span; ++i) v[i] = S(0);
+    if (initial)
+        std::memcpy(v, initial + tile.flat, tile.count * sizeof(S));
+    else
+        std::fill_n(v, tile.count, otherwise);
+    std::fill_n(v + tile.count, tile.span - tile.count, S(0));
 }
 
-// The currents of a pass, as the neurons integrate them.
+// The rows of a pass's currents, by value: no store of the pass can be thought to change them.
+template <class Storage, Currents How>
+struct CurrentRows {
+    using S = State<Storage>;
+    using V = Vector<S>;
+    const TileNormalizers<S, How>& normalizers;
+    const Storage* const x;
+    const Storage* const residual;
+    const i64 x_step, residual_step, ahead;
+    const bool normalized;
+
+    SNNFAST_HD V raw(int t, i64 i) const { return load(x + t * x_step + i); }
+    SNNFAST_HD Normalizer<V> normalizer(i64 i) const { return normalizers.at(i); }
+
+    // As the neurons integrate them.
+    template <int Steps>
+    SNNFAST_HD void read(V (&to)[Steps], i64 i) const {
+        for (int t = 0; t < Steps; ++t) {
+            prefetch(x + t * x_step, i, ahead);
+            to[t] = raw(t, i);
+        }
+        if (normalized) {
+            const Normalizer<V> n = normalizer(i);
+            for (int t = 0; t < Steps; ++t) to[t] = normalize(n, to[t]);
+            if (residual) {
+                for (int t = 0; t < Steps; ++t) {
+                    prefetch(residual + t * residual_step, i, ahead);
+                    to[t] = to[t] + load(residual + t * residual_step + i);
+                }
+            }
+        }
+    }
+};
+
+// The currents of a tile.
 template <class Storage, Currents How>
 class TileCurrents {
     using S = State<Storage>;
@@ -228,8 +275,9 @@ class TileCurrents {
 
 public:
     template <class Call>
-    explicit TileCurrents(const Call& call)
+    TileCurrents(const Call& call, Writing how)
         : normalizers(call.normalization, call.layout),
+          ahead_(how == Writing::streamed ? prefetch_bytes_of_memory : prefetch_bytes),
           current_(static_cast<const Storage*>(call.current), call.layout.current, call.layout.steps, lanes<Storage>),
           residual_(static_cast<const Storage*>(call.normalization.residual), call.layout.residual, call.layout.steps,
                     lanes<Storage>) {}
@@ -240,24 +288,9 @@ public:
         residual = residual_.enter(tile);
     }
 
-    template <int Steps>
-    SNNFAST_HD void read(V (&to)[Steps], i64 from, i64 i) const {
-        for (int t = 0; t < Steps; ++t) {
-            const Storage* const at = x.first + (from + t) * x.step + i;
-            prefetch(at);
-            to[t] = load(at);
-        }
-        if (normalizers.normalized()) {
-            const Normalizer<V> n = normalizers.at(i);
-            for (int t = 0; t < Steps; ++t) to[t] = normalize(n, to[t]);
-            if (residual) {
-                for (int t = 0; t < Steps; ++t) {
-                    const Storage* const at = residual.first + (from + t) * residual.step + i;
-                    prefetch(at);
-                    to[t] = to[t] + load(at);
-                }
-            }
-        }
+    // From a step on.
+    SNNFAST_HD CurrentRows<Storage, How> from(i64 step) const {
+        return {normalizers, x.at(step), residual.at(step), x.step, residual.step, ahead_, normalizers.normalized()};
     }
 
     TileNormalizers<S, How> normalizers;
@@ -265,6 +298,7 @@ public:
     Rows<const Storage> residual;
 
 private:
+    const i64 ahead_;
     TileRows<const Storage> current_;
     TileRows<const Storage> residual_;
 };

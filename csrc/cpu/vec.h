@@ -126,19 +126,22 @@ SNNFAST_HD void store(Storage* to, Vector<State<Storage>> value) {
     std::memcpy(to, &stored, sizeof stored);
 }
 
-template <class T>
-SNNFAST_HD void prefetch(const T* at) {
-    __builtin_prefetch(reinterpret_cast<const char*>(at) + prefetch_bytes);
+// Asks for the memory `ahead` bytes behind element i of a row: once for each line, however many vectors it has.
+template <class Storage>
+SNNFAST_HD void prefetch(const Storage* row, i64 i, i64 ahead) {
+    if (sizeof(Storage) * lanes<Storage> >= line_bytes || i * i64(sizeof(Storage)) % line_bytes == 0)
+        __builtin_prefetch(reinterpret_cast<const char*>(row + i) + ahead);
 }
 
+// How an output is written: as it comes, where the caches hold it; after its memory was asked for, where they may not;
+// past them, where they do not.
+enum class Writing : int { cached, streamed, fetched };
+
 template <class Storage>
-SNNFAST_HD void store_output(Storage* to, Vector<State<Storage>> value, bool past_caches) {
-    if (past_caches) {
-        stream(to, LaneConversion<Storage>::narrow(value));
-    } else {
-        __builtin_prefetch(reinterpret_cast<const char*>(to) + prefetch_bytes, 1);
-        store(to, value);
-    }
+SNNFAST_HD void store_output(Storage* row, i64 i, Vector<State<Storage>> value, Writing how) {
+    if (how == Writing::streamed) return stream(row + i, LaneConversion<Storage>::narrow(value));
+    if (how == Writing::fetched) prefetch(row, i, prefetch_bytes);
+    store(row + i, value);
 }
 
 }  // namespace SNNFAST_TARGET

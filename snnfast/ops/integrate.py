@@ -121,14 +121,20 @@ def backward_call(
         grad_tau=None,
         sums=None,
         workspace=None,
+        deferred=False,
     )
 
 
 def run_backward(step: Step, call: core.BackwardCall, states: States, options: Options | NormalizedOptions) -> Found:
     """Runs a backward pass for the gradients that ``options.outputs`` asks for."""
+    write_gradients(step, call, options)
+    return written_gradients(step, call, states, options)
+
+
+def write_gradients(step: Step, call: core.BackwardCall, options: Options | NormalizedOptions) -> None:
+    """The kernel's part of :func:`run_backward`."""
     wanted, held = options.outputs, options.steps is not None
     residual_held = step.residual is not None and step.residual.dim() < len(step.plan.shape)
-    _, threshold, tau = states
     if wanted & CURRENT:
         call.grad_current = step.empty(held)
     if wanted & RESIDUAL:
@@ -141,6 +147,15 @@ def run_backward(step: Step, call: core.BackwardCall, states: States, options: O
         call.grad_tau = step.per_neuron()
     if step.plan.neurons:
         step.backend.backward(call)
+
+
+def written_gradients(
+    step: Step, call: core.BackwardCall, states: States, options: Options | NormalizedOptions
+) -> Found:
+    """What a kernel wrote, as the user gets it."""
+    held = options.steps is not None
+    residual_held = step.residual is not None and step.residual.dim() < len(step.plan.shape)
+    _, threshold, tau = states
     grad_current, grad_residual = call.grad_current, call.grad_residual
     grad_threshold = grad_tau = None
     if step.plan.run_strides != step.plan.strides:

@@ -3,7 +3,8 @@
 
 Training takes four passes over the current: its moments; normalize, integrate and fire; the sums per channel of the
 currents' gradients; and the current's gradient. Nothing is kept but the arguments, tables per channel and, beyond 16
-steps, checkpoints of the potential: both backward passes rebuild the potentials.
+steps, checkpoints of the potential: both backward passes rebuild the potentials, unless the first can leave the
+gradients of the normalized currents, unrounded, where those of the currents go.
 
 Moments are [2, C] in float64: mean and biased variance of every channel over time, batch and space. Tables, [3, C] in
 the state's dtype, are what the kernels normalize by (csrc/math/normalization.h).
@@ -27,6 +28,8 @@ from snnfast.ops.integrate import (
     gradient_shapes,
     run_backward,
     run_forward,
+    write_gradients,
+    written_gradients,
 )
 from snnfast.ops.options import (
     BIAS,
@@ -205,18 +208,27 @@ def backward(
     # Where the two differ, one that holds both; each is then rounded once.
     dtypes = {p.dtype for p in (kept.weight, kept.bias) if p is not None} or {kept.tables.dtype}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
-    grad_weight = grad_bias = None
+    found = grad_weight = grad_bias = None
     through_batch = options.batch and wanted & CURRENT
-    if through_batch:
+    values = current.numel() // max(kept.tables.shape[1], 1)
+    if through_batch and kept.sums is None and defers(step, options):
+        call.sums, call.workspace = sums, _ = step.sums()
+        call.deferred = True
+        write_gradients(step, call, options)
+        call.sums = call.workspace = None
+        call.through_statistics, grad_weight, grad_bias = parameter_gradients(sums, values, kept, options, dtype)
+        gradient_through(step, call)
+        found = written_gradients(step, call, states, options)
+    elif through_batch:
         # The current's gradient needs sums over all that came before: a pass of its own.
         sums = kept.sums if kept.sums is not None else sums_of_gradients(step, call)
-        values = current.numel() // max(kept.tables.shape[1], 1)
         call.through_statistics, grad_weight, grad_bias = parameter_gradients(sums, values, kept, options, dtype)
         if kept.means is not None:
             call.through_statistics, _, _ = parameter_gradients(kept.means, 1, kept, options, kept.tables.dtype)
     elif wanted & (WEIGHT | BIAS):
         call.sums, call.workspace = step.sums()
-    found = run_backward(step, call, states, options) if wanted & ~(WEIGHT | BIAS) or call.sums is not None else None
+    if found is None and (wanted & ~(WEIGHT | BIAS) or call.sums is not None):
+        found = run_backward(step, call, states, options)
     if call.sums is not None:
         _, grad_weight, grad_bias = parameter_gradients(call.sums, 1, kept, options, dtype)
     return (
@@ -226,6 +238,28 @@ def backward(
         else None,
         grad_bias.to(kept.bias.dtype) if wanted & BIAS and grad_bias is not None and kept.bias is not None else None,
     )
+
+
+def defers(step: Step, options: NormalizedOptions) -> bool:
+    """Whether one walk over the steps does for both passes: dL/dI is left, unrounded, where dL/dx goes."""
+    return isinstance(step.backend, core.Cpu) and step.dtype == step.state and options.steps is None
+
+
+def gradient_through(step: Step, call: core.BackwardCall) -> None:
+    """Makes dL/dx of the dL/dI that a deferred backward pass left."""
+    if step.plan.neurons:
+        assert isinstance(step.backend, core.Cpu) and call.grad_current is not None
+        assert call.normalization is not None and call.through_statistics is not None
+        step.backend.gradient_through(
+            core.GradientThroughCall(
+                dtype=step.code,
+                layout=step.plan.layout,
+                normalization=call.normalization,
+                through_statistics=call.through_statistics,
+                current=step.current,
+                gradient=call.grad_current,
+            )
+        )
 
 
 def sums_of_gradients(step: Step, call: core.BackwardCall) -> Tensor:

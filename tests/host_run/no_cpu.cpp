@@ -14,6 +14,7 @@ void backward(const BackwardCall&, int) { throw std::logic_error("host run: no C
 void channel_sum(const ChannelSumCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 i64 sums_workspace(DType, const Layout&) { throw std::logic_error("host run: no CPU kernels here"); }
 void moments(const MomentsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
+void gradient_through(const GradientThroughCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void statistics(const StatisticsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void normalization(const NormalizationCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 void normalization_gradients(const NormalizationGradientsCall&, int) {
@@ -23,6 +24,8 @@ void pack_bits(const PackBitsCall&, int) { throw std::logic_error("host run: no 
 void unpack_bits(const UnpackBitsCall&, int) { throw std::logic_error("host run: no CPU kernels here"); }
 const char* instruction_set() { return "none"; }
 bool use_instruction_set(const char*) { return false; }
+i64 streaming_threshold() { return 0; }
+void use_streaming_threshold(i64) {}
 }  // namespace cpu
 bool use_openmp_of(const char*) { return false; }
 }  // namespace snnfast
