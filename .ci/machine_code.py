@@ -28,23 +28,6 @@ COLUMNS = (
     *("case", "dtype", "steps", "device", "architecture", "kernel", "registers", "warps", "instructions"),
     *("bytes", "least", "together", "narrowest", "spilled", "fraction", "worst"),
 )
-    "case",
-    "dtype",
-    "steps",
-    "device",
-    "architecture",
-    "kernel",
-    "registers",
-    "warps",
-    "instructions",
-    "bytes",
-    "least",
-    "together",
-    "narrowest",
-    "spilled",
-    "fraction",
-    "worst",
-]
 SLACK = 0.03  # that a prediction may lose
 
 

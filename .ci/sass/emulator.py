@@ -364,7 +364,7 @@ def access(t: Thread, opcode: str, modifiers: list[str], operands: list[str]) ->
     place = next(one for one in operands if "[" in one)
     inside = re.search(r"\[(?P<at>[^\[\]]*)\]$", place)
     assert inside, operands
-    address = 0 if opcode in ("LDS", "STS") else t.sum_of(inside["at"])
+    address = 0 if opcode in ("LDS", "STS") else t.sum_of(inside["at"]) & (1 << 64) - 1
     if store:
         for n, i in enumerate(block(operands[-1], size)):
             value = t.register(f"R{i}")
