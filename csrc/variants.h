@@ -42,16 +42,17 @@ struct Backend {
     int width = 1;
     int block = 0;
     int short_width = 0;
-    int short_block = 0;          // for the paper's dynamics over as few steps; 0: none
-    bool extras_apart = true;     // extras have a kernel of their own
-    bool normalized_wide = true;  // normalized currents have kernels of this width
-    bool passes_apart = false;    // so have the passes, and channels that neighbours share, for the paper's dynamics
+    int short_block = 0;       // for the paper's dynamics over as few steps; 0: none
+    bool extras_apart = true;  // extras have a kernel of their own
+    bool wide = true;          // there are kernels of its width
+    bool passes_apart =
+        false;  // the passes, and channels that neighbours share, have kernels, for the paper's dynamics
 };
 
 // What the rule asks of a call.
 struct Question {
     bool wide = true;    // memory allows the backend's width
-    bool brief = false;  // no more steps than the short block, and memory allows its width
+    bool brief = false;  // no more steps than the short block, and memory allows its width (of own channels: the width)
     bool extras = false;
     bool normalized = false;
     Policy dynamics = Policy::general;
@@ -90,18 +91,18 @@ constexpr Variant forward_variant(const Backend& backend, const Question& asked)
 // Only kernels for the paper's surrogate know the dynamics, or are for normalized currents alone.
 constexpr Variant backward_variant(const Backend& backend, const Question& asked) {
     const bool fast_sigmoid = asked.surrogate == Shape::fast_sigmoid;
-    if (!asked.wide || asked.extras || (asked.normalized && !(fast_sigmoid && backend.normalized_wide)))
+    if (!(asked.wide && backend.wide) || asked.extras || (asked.normalized && !fast_sigmoid))
         return narrow_variant(backend.block, asked.surrogate, true);
     Variant v;
     const bool known = fast_sigmoid && !(backend.passes_apart && asked.pass == Pass::any);
     v.dynamics = known ? asked.dynamics : Policy::general;
     const bool paper = v.dynamics != Policy::general;
     const bool brief = backend.short_block && asked.brief && paper;
-    v.width = brief ? backend.short_width : backend.width;
     v.block = brief ? backend.short_block : backend.block;
     v.surrogate = asked.surrogate;
     v.currents = asked.normalized ? Currents::normalized : Currents::plain;
     v.channels = channels_of(backend, asked, v.dynamics);
+    v.width = brief && v.channels == Channels::shared ? backend.short_width : backend.width;
     // Without a normalization there are no sums.
     v.pass = !(backend.passes_apart && paper) ? Pass::any : asked.normalized ? asked.pass : Pass::gradients;
     v.extras = false;

@@ -31,7 +31,7 @@ class Pass:
     def width(self) -> int:
         """Neurons of a thread, as csrc/cuda/tuning.h and csrc/variants.h have it."""
         wide = 16 // SIZES[self.dtype]
-        return 4 if self.backward and self.steps > SHORT else wide
+        return 4 if self.backward and (self.steps > SHORT or self.last) else wide
 
     @property
     def backward(self) -> bool:

@@ -17,7 +17,7 @@ constexpr Backend cuda_backend(Direction direction) {
             short_backward_width<Storage>,
             steps_ahead,
             true,
-            normalized_backward_fits<Storage>,
+            wide_backward<Storage>,
             true};
 }
 

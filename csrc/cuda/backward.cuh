@@ -204,7 +204,12 @@ struct BlockOfSteps {
     // x is wanted again on the way back: of a short block it is still there, else read again, which the caches answer.
     static constexpr bool reads_again = How != Currents::plain && groups > 1;
     // What is wanted on the way back is loaded a group ahead where there are registers for it.
-    static constexpr bool ahead = !is_general<D> && (sizeof(Storage) == 2 || !reads_again);
+    static constexpr bool ahead =
+        !is_general<D> &&
+        (!reads_again || (sizeof(Storage) == 2 && (channels == Channels::shared || pass == Pass::sums)));
+
+    // Groups of steps beyond the last are left out where the branches for it do not cost registers that are short.
+    static constexpr bool leaves_out = !(ahead && reads_again);
 
     const BackwardCall& call;
     const D& dynamics;
@@ -239,7 +244,7 @@ struct BlockOfSteps {
             widen_pack(h[b], all[b]);
             elements[b / steps_ahead][b % steps_ahead] = all[b];
         }
-        if (ahead && (reads_again || groups == 1 || Block - steps_ahead < length)) load_group(groups - 1);
+        if (ahead && (!leaves_out || groups == 1 || Block - steps_ahead < length)) load_group(groups - 1);
     }
 
     __device__ void load_group(int group) {
@@ -260,7 +265,7 @@ struct BlockOfSteps {
             for (int w = 0; w < Width; ++w) v[w] = initial[w];
 #pragma unroll
             for (int b = 0; b < Block; ++b) {
-                if (b % steps_ahead == 0 && b > 0 && b >= length) break;
+                if (leaves_out && b % steps_ahead == 0 && b > 0 && b >= length) break;
 #pragma unroll
                 for (int w = 0; w < Width; ++w) {
                     h[b][w] = charge(dynamics, k[w], v[w], h[b][w]);
@@ -283,7 +288,7 @@ struct BlockOfSteps {
         anew(k);
 #pragma unroll
         for (int group = groups - 1; group >= 0; --group) {
-            if (ahead && group > 0 && (reads_again || (group - 1) * steps_ahead < length)) load_group(group - 1);
+            if (ahead && group > 0 && (!leaves_out || (group - 1) * steps_ahead < length)) load_group(group - 1);
             if (group > 0 && group * steps_ahead >= length) continue;
             if (!ahead) load_group(group);
             if (pass == Pass::sums) hold_loads(again(), call.sums);  // as the stores of other passes do

@@ -150,15 +150,17 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
     const Layout& layout = call.layout;
     Question asked;
     asked.wide = is_wide<Storage>(backward_width<Storage>, call);
-    asked.brief = layout.steps <= steps_ahead && is_wide<Storage>(short_backward_width<Storage>, call);
     asked.extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
     asked.normalized = call.normalization.mean;
     asked.dynamics = policy_of(call.dynamics);
     asked.surrogate = call.surrogate.shape;
     asked.pass = pass_of(call);
-    // Neurons that are of one channel together are so in smaller numbers too; the rule says which width is taken.
-    const int widest = asked.brief ? short_backward_width<Storage> : asked.wide ? backward_width<Storage> : 1;
-    asked.channels = walk_of(layout, widest).own ? Channels::own : Channels::shared;
+    const int width = asked.wide ? backward_width<Storage> : 1, short_width = short_backward_width<Storage>;
+    const bool own = asked.normalized && walk_of(layout, width).own;
+    asked.channels = own ? Channels::own : Channels::shared;
+    asked.brief =
+        layout.steps <= steps_ahead &&
+        (own || (is_wide<Storage>(short_width, call) && !(asked.normalized && walk_of(layout, short_width).own)));
     with_variant<CudaVariants<Storage, direction>>(
         variant(direction, cuda_backend<Storage>(direction), asked), [&](auto known) {
             constexpr Variant v = decltype(known)::value;

@@ -25,21 +25,20 @@ constexpr int access_bytes = 16;  // of one access at most: what a thread can lo
 // Neurons of a thread where memory allows: accesses of sixteen bytes.
 template <class Storage>
 constexpr int forward_width = access_bytes / sizeof(Storage);
-// Over few steps the backward pass has registers for as many; over more, eight neurons in a 16-bit type would spill them.
+// Over few steps the backward pass has registers for as many, unless each has a channel of its own; over more, eight neurons
+// in a 16-bit type would spill them.
 template <class Storage>
-constexpr int short_backward_width = access_bytes / sizeof(Storage);
+constexpr int short_backward_width = sizeof(Storage) == 8 ? 1 : access_bytes / sizeof(Storage);
 template <class Storage>
-constexpr int backward_width = sizeof(Storage) == 8 ? 2 : 4;
+constexpr int backward_width = sizeof(Storage) == 8 ? 1 : 4;
 
 // Blocks that a multiprocessor must have registers for: loads in flight count, and what hides their latency.
 template <class Storage, class D, Currents How>
-constexpr int resident_blocks = sizeof(Storage) == 8 || (is_general<D> && How == Currents::normalized) ? 2
-                                : sizeof(Storage) == 2 && !is_general<D> && How == Currents::plain     ? 4
-                                                                                                       : 3;
+constexpr int resident_blocks = sizeof(Storage) == 8 || (is_general<D> && How == Currents::normalized) ? 2 : 3;
 
-// Two doubles' normalization and potentials are more than a thread's registers.
+// Of doubles one is an access that memory is as fast with, and two fill the registers.
 template <class Storage>
-constexpr bool normalized_backward_fits = sizeof(Storage) < 8;
+constexpr bool wide_backward = sizeof(Storage) < 8;
 
 // A thread walks down as many rows as leave this number of blocks, several times what a GPU holds at once.
 constexpr i64 least_blocks = 2048;
