@@ -23,9 +23,9 @@ FUNCTION = re.compile(r"Function properties for (?P<name>\w+)")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 
-# ptxas trades a few bytes of spills for another block per multiprocessor, which is a bargain; more is a kernel that has
-# outgrown its registers.
-ALLOWED_SPILLS = 128  # bytes a thread stores and loads, together
+# ptxas trades a few bytes of spills for another block per multiprocessor, which is a bargain (machine_code.py counts
+# what it costs and gains); more is a kernel that has outgrown its registers.
+ALLOWED_SPILLS = 256  # bytes a thread stores and loads, together
 
 
 @dataclass

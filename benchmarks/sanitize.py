@@ -38,7 +38,7 @@ WIDE, NARROW = (
     (2, 8, 5, 8),
     (3, 5, 7),
 )  # [B, C, ...]; rows that whole accesses fill, to a ragged last block, and odd ones
-SHORT, LONG = 3, 20  # a short block of steps, and beyond a checkpoint
+SHORT, MIDDLE, LONG = 3, 9, 20  # a short block of steps, a middle one, and beyond a checkpoint
 PAPERS: tuple[dict[str, Any], ...] = ({}, {"reset": "soft"}, {"detach_reset": False})
 """The two kinds of dynamics that have kernels of their own, and another."""
 SURROGATES = tuple(sf.surrogate.SHAPES.values())
@@ -158,8 +158,10 @@ def calls(dtype: torch.dtype) -> Iterator[Call | Packing]:
         yield call(steps, options=options)
     for options in PAPERS:
         yield call(layout="offset by one element", options=options)
-        for layout, steps in itertools.product(("dense", "channels last"), (SHORT, LONG)):
+    for layout, steps in itertools.product(("dense", "channels last"), (SHORT, MIDDLE, LONG)):
+        for options in PAPERS[:2]:
             yield call(steps, layout=layout, normalized=True, options=options)
+    yield call(normalized=True, options=PAPERS[2])
     for surrogate, sizes in itertools.product(SURROGATES, (WIDE, NARROW)):
         yield call(sizes=sizes, options={"surrogate": surrogate(gamma=2.0, beta=0.8), "tau": 2.0})
     for layout in ("channels last", "every second sample"):

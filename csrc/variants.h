@@ -43,6 +43,7 @@ struct Backend {
     int block = 0;
     int short_width = 0;
     int short_block = 0;       // for the paper's dynamics over as few steps; 0: none
+    int middle_block = 0;      // likewise, on normalized currents
     bool extras_apart = true;  // extras have a kernel of their own
     bool wide = true;          // there are kernels of its width
     bool passes_apart =
@@ -53,6 +54,7 @@ struct Backend {
 struct Question {
     bool wide = true;    // memory allows the backend's width
     bool brief = false;  // no more steps than the short block, and memory allows its width (of own channels: the width)
+    bool middling = false;  // no more than the middle block
     bool extras = false;
     bool normalized = false;
     Policy dynamics = Policy::general;
@@ -98,7 +100,8 @@ constexpr Variant backward_variant(const Backend& backend, const Question& asked
     v.dynamics = known ? asked.dynamics : Policy::general;
     const bool paper = v.dynamics != Policy::general;
     const bool brief = backend.short_block && asked.brief && paper;
-    v.block = brief ? backend.short_block : backend.block;
+    const bool middling = backend.middle_block && asked.middling && paper && asked.normalized;
+    v.block = brief ? backend.short_block : middling ? backend.middle_block : backend.block;
     v.surrogate = asked.surrogate;
     v.currents = asked.normalized ? Currents::normalized : Currents::plain;
     v.channels = channels_of(backend, asked, v.dynamics);
@@ -127,18 +130,16 @@ struct Variants {
 // All that the rule can answer: these kernels are built, and no others.
 constexpr Variants variants(Direction direction, const Backend& backend) {
     Variants found;
-    for (int flags = 0; flags < 32; ++flags)
+    for (int flags = 0; flags < 64; ++flags)
         for (int pass = 0; pass < 3; ++pass)
             for (int dynamics = 0; dynamics < 3; ++dynamics)
                 for (int shape = 0; shape < shapes; ++shape) {
-                    const Question asked{(flags & 1) != 0,
-                                         (flags & 2) != 0,
-                                         (flags & 4) != 0,
-                                         (flags & 8) != 0,
-                                         static_cast<Policy>(dynamics),
-                                         static_cast<Shape>(shape),
-                                         (flags & 16) != 0 ? Channels::shared : Channels::own,
-                                         static_cast<Pass>(pass)};
+                    const Question asked{
+                        (flags & 1) != 0,          (flags & 2) != 0,
+                        (flags & 4) != 0,          (flags & 8) != 0,
+                        (flags & 32) != 0,         static_cast<Policy>(dynamics),
+                        static_cast<Shape>(shape), (flags & 16) != 0 ? Channels::shared : Channels::own,
+                        static_cast<Pass>(pass)};
                     const Variant answer = variant(direction, backend, asked);
                     if (!found.has(answer)) found.of[found.count++] = answer;
                 }

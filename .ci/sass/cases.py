@@ -15,7 +15,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 BATCH, CHANNELS, SPACE = 64, 64, 1024
 STEPS = (4, 10, 16, 64)
 SIZES = {"float32": 4, "bfloat16": 2}
-SHORT = 4  # steps of a short block (csrc/cuda/tuning.h)
+SHORT, MIDDLE = 4, 12  # steps of a short block and a middle one (csrc/cuda/tuning.h)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Pass:
             return rf"moments_kernel<{dtype}, {self.width}, {channels}>"
         if not self.backward:
             return rf"forward_kernel<{dtype}, {self.width}, {dynamics}, {policy}{number}, {channels}>"
-        block = SHORT if self.steps <= SHORT else 16
+        middle = MIDDLE if self.steps <= MIDDLE and self.what != "backward" else 16
+        block = SHORT if self.steps <= SHORT else middle
         what = f"{policy}{0 if self.what == 'sums' else 1}"
         surrogate = r"snnfast::portable::FastSigmoid"
         return (

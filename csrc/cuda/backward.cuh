@@ -347,7 +347,7 @@ struct BlockOfSteps {
 // Extras (delay, gradients of recorded potentials, of the threshold and of tau) are compiled in where asked for.
 template <class Storage, int Width, int Block, class Surrogate, class D, Currents How, Channels channels, Pass pass,
           bool Extras>
-__global__ void __launch_bounds__(threads_per_block, resident_blocks<Storage, D, How>)
+__global__ void __launch_bounds__(threads_per_block, resident_blocks<Storage, Block, D, How, channels>)
     backward_kernel(const BackwardCall call, const Walk walk) {
     using S = State<Storage>;
     using Steps = BlockOfSteps<Storage, Width, Block, D, How, channels, pass, Extras>;

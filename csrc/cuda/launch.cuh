@@ -158,6 +158,7 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
     const int width = asked.wide ? backward_width<Storage> : 1, short_width = short_backward_width<Storage>;
     const bool own = asked.normalized && walk_of(layout, width).own;
     asked.channels = own ? Channels::own : Channels::shared;
+    asked.middling = layout.steps <= middle_block;
     asked.brief =
         layout.steps <= steps_ahead &&
         (own || (is_wide<Storage>(short_width, call) && !(asked.normalized && walk_of(layout, short_width).own)));

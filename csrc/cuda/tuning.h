@@ -20,6 +20,10 @@ constexpr int backward_block = checkpoint_interval;
 // The same of the pass that only reads.
 constexpr int moments_ahead = 4;
 
+// Over no more steps a batch norm's passes need registers for these alone: a fourth block of threads then has room, where
+// neighbours share their channels' values.
+constexpr int middle_block = 12;
+
 constexpr int access_bytes = 16;  // of one access at most: what a thread can load or store by one instruction
 
 // Neurons of a thread where memory allows: accesses of sixteen bytes.
@@ -33,8 +37,10 @@ template <class Storage>
 constexpr int backward_width = sizeof(Storage) == 8 ? 1 : 4;
 
 // Blocks that a multiprocessor must have registers for: loads in flight count, and what hides their latency.
-template <class Storage, class D, Currents How>
-constexpr int resident_blocks = sizeof(Storage) == 8 || (is_general<D> && How == Currents::normalized) ? 2 : 3;
+template <class Storage, int Block, class D, Currents How, Channels channels>
+constexpr int resident_blocks = sizeof(Storage) == 8 || (is_general<D> && How == Currents::normalized) ? 2
+                                : Block == middle_block && channels == Channels::shared                ? 4
+                                                                                                       : 3;
 
 // Of doubles one is an access that memory is as fast with, and two fill the registers.
 template <class Storage>
