@@ -79,5 +79,7 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size()), device
+        # One that leaves while another still connects to it would abort that one (gloo).
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
