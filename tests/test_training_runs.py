@@ -183,7 +183,11 @@ def test_two_processes_have_the_losses_of_one_on_the_joined_batch(tmp_path: Path
     accuracy = [json.loads((folder / "summary.json").read_text())["test_accuracy"] for folder in (one, two)]
     assert accuracy[0] == pytest.approx(accuracy[1], abs=0.02)
     # And it goes on, with as many processes.
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    for _ in range(4):
+        again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+        if "terminate called without an active exception" not in again.stderr:
+            break
+        print("gloo aborted a process that had nothing to do, and was leaving (torch 2.13): tried again")
     assert again.returncode == 0, again.stderr
     assert "resume  after step 12 of 12" in again.stdout
 
