@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,10 +78,13 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
             raise OptionError(f"nproc-per-node must be at most the {present} GPU(s) of this machine, got {local + 1}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    # Before there is a group: this module's functions would hold the one they are defined with for ever.
+    importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size()), device
-        # One that leaves while another still connects to it would abort that one (gloo).
-        distributed.barrier()
     finally:
         distributed.destroy_process_group()
+        # gloo's threads end with the last reference to their group, cycles included. One that still lets go of a
+        # collective's tensors while Python exits aborts the process.
+        gc.collect()

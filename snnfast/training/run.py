@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def train(options: TrainOptions, *, resume: bool = False) -> Run:
         _check_equal_options(options, processes)
         trainer = Trainer(data, options, device, processes=processes)
         files = _Files(trainer, folder, say)
-        with Board(options.tensorboard and processes.first, folder.path) as board:
+        with closing(trainer), Board(options.tensorboard and processes.first, folder.path) as board:
             files.begin(resume)
             say(f"model   {options.model}, {_parameters(trainer)} parameters; {_neuron(trainer)}", flush=True)
             trainer.tune(say)

@@ -204,6 +204,10 @@ class Trainer:
             nothing_to_send: dict[str, Any] = {name: False}
             self._trained = DistributedDataParallel(self.model, **nothing_to_send)
 
+    def close(self) -> None:
+        """Lets go of what sends gradients to the other processes, and with it of their group: trains no further."""
+        self._trained = self.model
+
     def fit(
         self,
         each_step: Callable[[StepRecord], None] = lambda record: None,
