@@ -106,10 +106,7 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Row]]:
             "processes": results["processes"],
             "case": case["name"],
             "side": name,
-            "median_seconds": side["time"]["median"],
-            "lower_seconds": side["time"]["lower"],
-            "upper_seconds": side["time"]["upper"],
-            "samples": side["time"]["samples"],
+            **_seconds(side["time"]),
             "ratio": ratio(case, name, OURS),
             "agrees": side.get("agrees"),
             "cores_used_by_others": case.get("cores_used_by_others"),
@@ -139,10 +136,7 @@ def of_gpu(results: Mapping[str, Any]) -> list[Row]:
             **where,
             "case": case["name"],
             "pass": name,
-            "median_seconds": one["time"]["median"],
-            "lower_seconds": one["time"]["lower"],
-            "upper_seconds": one["time"]["upper"],
-            "samples": one["time"]["samples"],
+            **_seconds(one["time"]),
             "bytes": one["bytes"],
             "copy_seconds": case["copy"]["time"]["median"],
             "copy_bytes": case["copy"]["bytes"],
@@ -152,6 +146,11 @@ def of_gpu(results: Mapping[str, Any]) -> list[Row]:
         for case in results["cases"]
         for name, one in case.get("passes", {}).items()
     ]
+
+
+def _seconds(time: Mapping[str, Any]) -> Row:
+    """A measured time's columns."""
+    return {f"{part}_seconds": time[part] for part in ("median", "lower", "upper")} | {"samples": time["samples"]}
 
 
 def _version(side: str, environment: Mapping[str, Any]) -> str | None:

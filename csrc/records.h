@@ -114,19 +114,34 @@ DType dtype_of(const Record<Type>& call, const Field& field) {
     return static_cast<DType>(call.integer(field));
 }
 
+// What calls share: the currents as they lie in memory and are normalized, and the neurons that they drive.
+
+template <class Type, class Call>
+void read_currents(const Record<Type>& given, void* through_statistics, Call& call) {
+    const auto& f = given.type();
+    call.dtype = dtype_of(given, f.dtype);
+    call.layout = given.template object<Layout>(f.layout);
+    call.normalization =
+        normalization(given.address(f.normalization), call.dtype, call.layout.channels, through_statistics);
+    call.current = given.address(f.current);
+}
+
+template <class Type, class Call>
+void read_neurons(const Record<Type>& given, Call& call) {
+    const auto& f = given.type();
+    call.dynamics = given.template object<Dynamics>(f.dynamics);
+    call.coefficients = coefficients(given.at(f.coefficients));
+    call.normalization.residual = given.address(f.residual);
+    call.initial = given.address(f.initial);
+}
+
 // Each record as the core's struct of the same fields.
 
 ForwardCall forward_call(const Record<ForwardRecord>& given) {
     const auto& f = given.type();
     ForwardCall call;
-    call.dtype = dtype_of(given, f.dtype);
-    call.layout = given.object<Layout>(f.layout);
-    call.dynamics = given.object<Dynamics>(f.dynamics);
-    call.coefficients = coefficients(given.at(f.coefficients));
-    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels, nullptr);
-    call.normalization.residual = given.address(f.residual);
-    call.current = given.address(f.current);
-    call.initial = given.address(f.initial);
+    read_currents(given, nullptr, call);
+    read_neurons(given, call);
     call.spikes = given.address(f.spikes);
     call.last = given.address(f.last);
     call.potential = given.address(f.potential);
@@ -137,16 +152,9 @@ ForwardCall forward_call(const Record<ForwardRecord>& given) {
 BackwardCall backward_call(const Record<BackwardRecord>& given) {
     const auto& f = given.type();
     BackwardCall call;
-    call.dtype = dtype_of(given, f.dtype);
-    call.layout = given.object<Layout>(f.layout);
-    call.dynamics = given.object<Dynamics>(f.dynamics);
-    call.coefficients = coefficients(given.at(f.coefficients));
-    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels,
-                                       given.address(f.through_statistics));
-    call.normalization.residual = given.address(f.residual);
+    read_currents(given, given.address(f.through_statistics), call);
+    read_neurons(given, call);
     call.surrogate = given.object<Surrogate>(f.surrogate);
-    call.current = given.address(f.current);
-    call.initial = given.address(f.initial);
     call.checkpoints = given.address(f.checkpoints);
     call.grad_spikes = given.address(f.grad_spikes);
     call.grad_last = given.address(f.grad_last);
@@ -165,11 +173,7 @@ BackwardCall backward_call(const Record<BackwardRecord>& given) {
 GradientThroughCall gradient_through_call(const Record<GradientThroughRecord>& given) {
     const auto& f = given.type();
     GradientThroughCall call;
-    call.dtype = dtype_of(given, f.dtype);
-    call.layout = given.object<Layout>(f.layout);
-    call.normalization = normalization(given.address(f.normalization), call.dtype, call.layout.channels,
-                                       given.address(f.through_statistics));
-    call.current = given.address(f.current);
+    read_currents(given, given.address(f.through_statistics), call);
     call.gradient = given.address(f.gradient);
     return call;
 }

@@ -182,8 +182,8 @@ def test_two_processes_have_the_losses_of_one_on_the_joined_batch(tmp_path: Path
     assert first[:3] == pytest.approx(second[:3], rel=1e-5)
     accuracy = [json.loads((folder / "summary.json").read_text())["test_accuracy"] for folder in (one, two)]
     assert accuracy[0] == pytest.approx(accuracy[1], abs=0.02)
-    # And it goes on, with as many processes, and leaves none of gloo's threads: one that lets go of a tensor while Python
-    # exits aborts the process.
+    # And it goes on, with as many processes, and leaves none of gloo's threads: one that lets go of a tensor while
+    # Python exits aborts the process.
     options = replace(PLAIN, batch_size=120, epochs=1, out=str(two))
     last = [*torchrun, "--no-python", sys.executable, "-P", "-c", TRAIN_AND_NAME_THREADS.format(options=options)]
     again = subprocess.run(last, capture_output=True, text=True, timeout=120)
