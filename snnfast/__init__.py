@@ -10,6 +10,7 @@ from typing import Any
 from snnfast import _formerly, functional, reference, surrogate  # noqa: F401
 from snnfast._arguments import hints as _hints
 from snnfast._version import __version__
+from snnfast.activity.report import ActivityReport, activity_report
 from snnfast.backends import build_info
 from snnfast.check import CheckReport, check
 from snnfast.fusion.apply import FuseReport, fuse
@@ -20,6 +21,7 @@ from snnfast.memory.report import memory_report
 __all__ = [
     "IF",
     "LIF",
+    "ActivityReport",
     "BatchNormIF",
     "BatchNormLIF",
     "CheckReport",
@@ -27,6 +29,7 @@ __all__ = [
     "OverTime",
     "Readout",
     "__version__",
+    "activity_report",
     "build_info",
     "check",
     "detach_state",

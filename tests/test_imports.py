@@ -10,13 +10,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER: list[set[str]] = [
-    {"_arguments", "_errors", "_text", "_version", "_core"},
+    {"_arguments", "_errors", "_text", "_plots", "_version", "_core"},
     {"surrogate", "dynamics", "normalization"},
     {"reference", "backends"},
     {"ops"},
     {"autograd"},
     {"functional", "layers"},
-    {"fusion", "memory", "check"},
+    {"fusion", "memory", "check", "trial", "activity"},
     {"comparing", "models", "losses", "data", "tuning", "convert", "training"},
     {"cli", "benchmarks"},
 ]

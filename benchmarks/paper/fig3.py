@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from snnfast._plots import whole_numbers
 from snnfast.tuning import GammaSearch, GradientProfile, gradient_profile, tune_gamma
 from snnfast.tuning.gamma import set_gamma
-from snnfast.tuning.gradients import whole_numbers
 from snnfast.tuning.trial import on_trial
 
 from .experiment import Context, Experiment, Outcome, Plot, Settings, Table, Verdict

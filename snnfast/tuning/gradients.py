@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from snnfast._arguments.checks import function
 from snnfast._arguments.checks import path as checked_path
-from snnfast._text import installs
+from snnfast._plots import empty_figure, plain, whole_numbers
 from snnfast.layers import BatchNormNeuron
 from snnfast.tuning.currents import over_time
 from snnfast.tuning.trial import (
@@ -30,9 +30,6 @@ from snnfast.tuning.trial import (
     passes_over,
     reset_states,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axis import Axis
 
 
 @dataclass(frozen=True)
@@ -98,32 +95,17 @@ def plot_profiles(profiles: Mapping[str, GradientProfile], path: str | os.PathLi
     path = checked_path("path", path)
     if not profiles:
         raise ValueError("profiles must hold at least one profile, got none")
-    try:
-        # Not pyplot, which would choose a backend for the whole process.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"plots need matplotlib, which is not installed: {installs('plots')}") from error
-    figure = Figure(figsize=(7.2, 4.5), layout="constrained")
+    figure = empty_figure(7.2, 4.5)
     axes = figure.subplots()
     for label, profile in profiles.items():
         # A value of 0 has no place on a logarithmic scale: the curve has a gap there.
         shown = [value if value > 0 else math.nan for value in profile.values]
         axes.plot(range(1, len(shown) + 1), shown, marker="o", markersize=4, label=label)
     axes.set(yscale="log", xlabel="spiking layer, from the input", ylabel="mean absolute gradient of the current")
-    axes.grid(True, which="major", color="#e5e7eb", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     whole_numbers(axes.xaxis)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def whole_numbers(axis: Axis) -> None:
-    """Ticks of a picture's axis at whole numbers only."""
-    from matplotlib.ticker import MaxNLocator
-
-    locator = axis.get_major_locator()
-    assert isinstance(locator, MaxNLocator)
-    locator.set_params(integer=True)
 
 
 def gradient_profile(model: nn.Module, batches: Batches, loss: Loss = F.cross_entropy) -> GradientProfile:
