@@ -173,7 +173,7 @@ def _pooled_in_line(counts: Tensor, size: Any, stride: Any = (), padding: Any = 
         return other, value[0] if isinstance(value, list | tuple) else value
 
     sizes, strides, paddings = flat(size, 1), flat(stride or size, 1), flat(padding, 0)
-    return F.avg_pool2d(counts.unsqueeze(-2), sizes, strides, paddings, *rest[:1], divisor_override=1).squeeze(-2)
+    return F.avg_pool2d(counts.unsqueeze(-2), sizes, strides, paddings, any(rest[:1]), True, 1).squeeze(-2)
 
 
 def _pooled_to(counts: Tensor, sizes: Any) -> Tensor:

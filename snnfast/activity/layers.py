@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._arguments.checks import integer
-from snnfast.trial import SpikingLayer, on_trial, reset_states
+from snnfast.trial import SpikingLayer, on_trial
 
 __all__ = ["Firing", "LayerActivity", "kept_neurons", "layer_activity"]
 
@@ -74,14 +74,15 @@ class Firing:
         self._layers, self._keep, self._mark = layers, keep or {}, mark
         self._rows: dict[tuple[SpikingLayer, int], _Row] = {}
         self._calls: dict[SpikingLayer, int] = {}
+        self._first: _Row | None = None  # reached in the pass that runs
         self.batch = 0  # images of the pass that ran last, by the first layer reached
-        self.steps = (0, 0)  # of the first layer reached: in that pass, and in each of its calls
+        self.steps = (0, 0)  # of that layer: in the pass, and in each of its calls
         self.time_dim = 0
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
         """Within, the model is run once. Raises ValueError for what is not as in the passes before."""
-        self._calls = {}
+        self._calls, self._first = {}, None
         self.batch, self.steps = 0, (0, 0)
         for row in self._rows.values():
             row.steps = 0
@@ -119,7 +120,8 @@ class Firing:
         row.chances += steps * batch
         if row.name in self._keep:
             row.kept[-1].append(self._chosen(row, over_time.reshape(steps, batch, -1)))
-        if row is next(iter(self._rows.values())):
+        self._first = self._first or row
+        if row is self._first:
             self.batch, self.steps, self.time_dim = batch, (row.steps, steps), layer.time_dim
 
     def _chosen(self, row: _Row, spikes: Tensor) -> Tensor:
@@ -186,10 +188,13 @@ def indices(name: str, neurons: object) -> list[int]:
 
 
 def layer_activity(model: nn.Module, *args: Any) -> tuple[LayerActivity, ...]:
-    """What the spiking layers that ``model(*args)`` reaches do, in evaluation mode; nothing of the model is changed."""
+    """What the spiking layers that ``model(*args)`` reaches do, in evaluation mode; nothing of the model is changed.
+
+    A model without spiking layers has none, and is not run.
+    """
     with on_trial(model, training=False, spiking=False) as layers, torch.no_grad():
         firing = Firing(layers)
-        reset_states(layers)
-        with firing.one_pass():
-            model(*args)
+        if layers:
+            with firing.one_pass():
+                model(*args)
         return firing.layers()

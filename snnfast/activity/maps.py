@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from snnfast.activity.counts import SpikeCounts
 from snnfast.activity.layers import Firing
 
-__all__ = ["MAPS", "MapActivity", "Operations"]
+__all__ = ["Map", "MapActivity", "Operations", "synaptic_operations"]
 
-MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+Map = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 _CONVOLUTIONS = {nn.Conv1d: (1, F.conv1d), nn.Conv2d: (2, F.conv2d), nn.Conv3d: (3, F.conv3d)}
 
 
@@ -67,10 +67,10 @@ class Operations:
     """
 
     def __init__(self, names: Mapping[nn.Module, str], counts: SpikeCounts, firing: Firing) -> None:
-        self._names = {module: name for module, name in names.items() if isinstance(module, MAPS)}
+        self._names = {module: name for module, name in names.items() if isinstance(module, Map)}
         self._counts, self._firing = counts, firing
-        self._rows: dict[nn.Module, _Row] = {}
-        self._of_pass: list[tuple[nn.Module, tuple[int, ...], int]] = []  # the axes in front, multiply-accumulates
+        self._rows: dict[Map, _Row] = {}
+        self._of_pass: list[tuple[Map, tuple[int, ...], int]] = []  # the axes in front, multiply-accumulates
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
@@ -86,10 +86,10 @@ class Operations:
     def _enter(self, *_: Any) -> None:
         self._counts.inside += 1
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def _leave(self, module: Map, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         given = next(iter(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values()))
         row = self._rows.setdefault(module, _Row())
-        macs = output.numel() * module.weight[0].numel()  # type: ignore[union-attr,operator]  # a tensor
+        macs = output.numel() * _fan_in(module)
         counts = self._counts.of(given)
         if counts is None:
             row.macs += macs
@@ -134,19 +134,24 @@ def _over_time(in_front: tuple[int, ...], steps: int, batch: int, time_dim: int)
     return steps > 1 and (in_front[:2] == both or in_front[:1] == (steps * batch,))
 
 
-def _spatial(module: nn.Module) -> tuple[int, Any]:
+def _fan_in(module: Map) -> int:
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return module.in_channels // module.groups * prod(module.kernel_size)
+
+
+def _spatial(module: Map) -> tuple[int, Any]:
     """How many dimensions behind the channels a map takes, and torch's function for it where there are any."""
     return next((found for kind, found in _CONVOLUTIONS.items() if isinstance(module, kind)), (0, None))
 
 
-def synaptic_operations(module: nn.Module, counts: Tensor) -> Tensor:
+def synaptic_operations(module: Map, counts: Tensor) -> Tensor:
     """The fan-outs of all spikes that enter a map together, a float64 tensor of one number.
 
     ``counts``: the spikes behind each number of the map's input.
     """
     if isinstance(module, nn.Linear):
         return counts.sum(dtype=torch.float64) * module.out_features
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     dims, convolve = _spatial(module)
     # All channels have the same windows, and all groups as many outputs for each: one map of sums is enough.
     places = counts.sum(dim=tuple(range(counts.dim() - dims)), dtype=torch.float64)[None, None]
@@ -156,4 +161,4 @@ def synaptic_operations(module: nn.Module, counts: Tensor) -> Tensor:
         padding = (0,) * dims
     ones = torch.ones(1, 1, *module.kernel_size, dtype=torch.float64, device=counts.device)
     reached = convolve(places, ones, None, module.stride, padding, module.dilation)
-    return reached.sum() * math.floor(module.out_channels / module.groups)
+    return reached.sum() * (module.out_channels // module.groups)

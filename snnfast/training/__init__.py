@@ -13,7 +13,7 @@ from snnfast.training.output import OutputError
 from snnfast.training.processes import Processes
 from snnfast.training.run import Run, options_for, train
 from snnfast.training.side_by_side import Comparison, MismatchError, compare
-from snnfast.training.trainer import DivergedError, Evaluation, StepRecord, Trainer
+from snnfast.training.trainer import DivergedError, Evaluation, FiringRecord, StepRecord, Trainer
 
 __all__ = [
     "AUGMENTATIONS",
@@ -25,6 +25,7 @@ __all__ = [
     "Comparison",
     "DivergedError",
     "Evaluation",
+    "FiringRecord",
     "MismatchError",
     "OptionError",
     "OutputError",

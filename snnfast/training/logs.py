@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from snnfast._text import installs
 from snnfast.training.options import OptionError
-from snnfast.training.trainer import Evaluation, StepRecord
+from snnfast.training.trainer import Evaluation, FiringRecord, StepRecord
 
 
 class Board:
-    """Writes loss, accuracy, learning rate and time of each step, and evaluations, for TensorBoard.
+    """Writes loss, accuracy, learning rate and time of each step, evaluations, and firing rates, for TensorBoard.
 
     Into ``FOLDER/tensorboard``; does nothing unless ``wanted``. A run that goes on writes on: TensorBoard shows the
     later of two values of one step. A context manager, so that what is buffered is written whatever happens. Raises
@@ -49,3 +50,10 @@ class Board:
         if self._writer is not None:
             self._writer.add_scalar("test/loss", found.loss, step)
             self._writer.add_scalar("test/accuracy", found.accuracy, step)
+
+    def rates(self, found: Iterable[FiringRecord], step: int) -> None:
+        """Adds how the layers fire after ``step`` training steps."""
+        if self._writer is not None:
+            for record in found:
+                for name in ("rate", "silent", "saturated"):
+                    self._writer.add_scalar(f"{name}/{record.layer}", getattr(record, name), step)

@@ -94,6 +94,13 @@ class OutputFolder:
             raise OutputError(f"{self.path / name} cannot be written: {error.strerror or error}") from error
         self.note(name)
 
+    def remove(self, name: str) -> None:
+        """Removes the file ``name``, if there is one. Raises :class:`OutputError`."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path / name} cannot be removed: {error.strerror or error}") from error
+
     def note(self, name: str) -> None:
         """Counts ``name`` among the files, for :meth:`where`."""
         if name not in self.files:

@@ -76,8 +76,10 @@ def train(options: TrainOptions, *, resume: bool = False) -> Run:
     """Trains the network that ``options`` describe and evaluates it on the test images.
 
     Prints the progress, the test accuracy and where the files are: ``history.csv`` (a line per step, written also
-    where the run ends early), ``evaluations.csv`` (the test images after every epoch and at the end), ``summary.json``
-    and ``checkpoint.pt``. Started by ``torchrun``, the processes train together; the first one prints and writes.
+    where the run ends early), ``evaluations.csv`` (the test images after every epoch and at the end), ``rates.csv``
+    (how each spiking layer fires after every epoch: :class:`FiringRecord`; none without snnfast's layers),
+    ``summary.json`` and ``checkpoint.pt``. Started by ``torchrun``, the processes train together; the first one prints
+    and writes.
 
     Args:
         options: of the run.
@@ -135,6 +137,9 @@ def _train(trainer: Trainer, files: _Files, board: Board) -> list[Evaluation]:
                 trainer.evaluations.append(found)
                 progress.evaluated(found)
                 board.evaluation(found, len(trainer.history))
+                rates = trainer.firing()
+                trainer.rates += rates
+                board.rates(rates, len(trainer.history))
                 files.save()
 
             trainer.fit(each_step, each_epoch)
@@ -192,10 +197,13 @@ class _Files:
         self._last = time.monotonic()
 
     def write_tables(self) -> None:
-        """``history.csv`` and ``evaluations.csv``, whole."""
+        """``history.csv``, ``evaluations.csv`` and ``rates.csv``, whole."""
         if self._trainer.processes.first:
             self._folder.write_records("history.csv", self._trainer.history)
             self._folder.write_records("evaluations.csv", self._trainer.evaluations)
+            self._folder.write_records("rates.csv", self._trainer.rates)
+            if not self._trainer.rates:
+                self._folder.remove("rates.csv")  # of an earlier run, where this one may have none to the end
 
 
 def _check_equal_options(options: TrainOptions, processes: Processes) -> None:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snnfast import models, tuning
 from snnfast._errors import is_out_of_memory, one_line
+from snnfast.activity.layers import layer_activity
 from snnfast.data import ImageData, Split
 from snnfast.training.implementations import neuron_factory
 from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, SURROGATES, TUNE, OptionError, TrainOptions
@@ -56,6 +57,21 @@ class Evaluation:
     loss: float
     accuracy: float
     images: int
+
+
+@dataclass(frozen=True)
+class FiringRecord:
+    """How a spiking layer fires after ``epoch`` epochs, in evaluation mode on the first batch of the test images.
+
+    ``rate``: spikes per neuron and step; ``silent`` and ``saturated``: the shares of neurons that never fire, and that
+    fire at every step. All from 0 to 1.
+    """
+
+    epoch: int
+    layer: str
+    rate: float
+    silent: float
+    saturated: float
 
 
 class Trainer:
@@ -101,6 +117,7 @@ class Trainer:
         self.batches = len(data.train) // options.batch_size
         self.history: list[StepRecord] = []
         self.evaluations: list[Evaluation] = []
+        self.rates: list[FiringRecord] = []
         self.precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
         if model is None:
             with torch.random.fork_rng(devices=[]):
@@ -309,6 +326,18 @@ class Trainer:
             len(split),
         )
 
+    @torch.no_grad()
+    def firing(self) -> list[FiringRecord]:
+        """How each spiking layer fires now, in the order reached; none of a network without snnfast's layers.
+
+        Nothing that training depends on is changed. All processes may call it, and find the same.
+        """
+        images, _ = self.data.test[slice(0, self.options.batch_size // self.processes.count)]
+        with self._autocast():
+            found = layer_activity(self.model, images.contiguous(memory_format=self.layout))
+        epoch = len(self.history) // self.batches
+        return [FiringRecord(epoch, row.name, row.rate, row.silent, row.saturated) for row in found]
+
     def accuracy(self, split: Split) -> float:
         """The share (0 to 1) of the images in ``split`` that the network classifies correctly, in evaluation mode."""
         return self.evaluate(split).accuracy
@@ -371,6 +400,7 @@ class Trainer:
             "processes": self.processes.gathered(own),
             "history": torch.tensor([astuple(record) for record in self.history], dtype=torch.float64).view(-1, 6),
             "evaluations": [astuple(evaluation) for evaluation in self.evaluations],
+            "rates": [astuple(record) for record in self.rates],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -388,6 +418,7 @@ class Trainer:
         self._random = own["random"]
         self.history = [StepRecord(int(step), int(epoch), *rest) for step, epoch, *rest in state["history"].tolist()]
         self.evaluations = [Evaluation(*values) for values in state["evaluations"]]
+        self.rates = [FiringRecord(*values) for values in state.get("rates", ())]  # files of old have none
 
 
 def fingerprint(data: ImageData) -> str:
