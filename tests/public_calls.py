@@ -87,6 +87,7 @@ KINDS |= {
     "image shape": [1, None, "abc", (1, 8), (1, 8, 8, 8), (0, 8, 8), (1.0, 8, 8), (1, 2**63, 2**63), (-1, 8, 8)],
     "layers": [6, None, "5", 5.0, True, [], torch.ones(2), 2**63],
     "options": [1, "x", [1], None],
+    "options or None": [1, "x", [1]],
     "function or None": KINDS["function"][1:],
     "images": [None, 1, [], [1], [None]],
 }
@@ -180,6 +181,14 @@ def layer_entries() -> dict[str, Entry]:
         ),
         "fuse": Entry(sf.fuse, {"model": net()}, {"model": "module"}),
         "pack_spikes": Entry(sf.pack_spikes, {}, {"model": "module or None"}),
+        "activity_report": Entry(
+            sf.activity_report,
+            {"model": net(), "sample": X},
+            {
+                **{"model": "module", "sample": "sample", "rasters": "options or None"},
+                **dict.fromkeys(["mac_picojoule", "ac_picojoule"], "one number"),
+            },
+        ),
         "memory_report": Entry(
             sf.memory_report, {"model": net(), "sample": X}, {"model": "module", "sample": "sample"}
         ),
@@ -381,7 +390,7 @@ RECORDS = "a record of results, made by the package"
 PARTS = "a part that the networks are made of, by the package"
 LEFT_OUT = {
     **dict.fromkeys(["GammaSearch", "GradientProfile", "LearningRateRange", "ImageData"], RECORDS),
-    **dict.fromkeys(["FuseReport", "CheckReport"], RECORDS),
+    **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport"], RECORDS),
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
     **dict.fromkeys(["BatchNorm2d", "BatchNormReLU"], "torch's own arguments, and a process group"),
     **dict.fromkeys(["names", "data_sets", "build_info", "ACTIVATIONS", "__version__"], "no arguments"),

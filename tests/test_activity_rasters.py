@@ -24,7 +24,7 @@ def test_a_raster_has_the_spikes_of_the_neurons_that_were_named() -> None:
     assert torch.equal(report.raster("0", [3, 7], image=2), spikes[:, 2][:, [3, 7]])
     assert torch.equal(report.raster("0", torch.tensor([2]), image=4), spikes.flip(0)[:, 1][:, [2]])
     assert report.raster("0").dtype == torch.bool
-    assert report._rasters["0"].shape == (5, 6, 3)  # nothing of the others is kept
+    assert report.kept_spikes["0"].shape == (5, 6, 3)  # nothing of the others is kept
     carried = sf.activity_report(OwnLoop(), current.flatten(2)[..., :4], rasters={"neuron": range(5)})
     assert carried.raster("neuron").shape == (5, 5)
 

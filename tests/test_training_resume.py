@@ -51,7 +51,8 @@ def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_curve(tmp_path: Pat
     assert f"resume  after step {done} of 72" in output
     assert len(losses(whole)) == 72
     assert losses(killed) == losses(whole)
-    assert (killed / "evaluations.csv").read_text() == (whole / "evaluations.csv").read_text()
+    for name in ("evaluations.csv", "rates.csv"):
+        assert (killed / name).read_text() == (whole / name).read_text()
     states = [checkpoints.read(folder / checkpoints.NAME)["model"] for folder in (whole, killed)]
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 

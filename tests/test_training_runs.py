@@ -216,6 +216,10 @@ def test_tensorboard_has_every_step_and_evaluation(tmp_path: Path) -> None:
     written = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert written == [(r.step, pytest.approx(r.loss, rel=1e-6)) for r in done.trainer.history]
     assert [event.step for event in events.Scalars("test/accuracy")] == [6, 12]
+    for name in ("rate", "silent", "saturated"):
+        rates = [(event.step, event.value) for event in events.Scalars(f"{name}/activations.1")]
+        own = [record for record in done.trainer.rates if record.layer == "activations.1"]
+        assert rates == [(6 * r.epoch, pytest.approx(getattr(r, name), rel=1e-6)) for r in own]
 
 
 def test_tensorboard_that_is_not_there_is_found_before_training(

@@ -36,6 +36,8 @@ class ActivityReport:
         images: B, over all inputs of the sample.
         mac_picojoule, ac_picojoule: the energy of a multiply-accumulate and of a synaptic operation.
         unknown: matrix products and convolutions outside of the maps, by torch's name: they are in no other figure.
+        kept_neurons, kept_spikes: what :meth:`raster` shows: by the layer's name the neurons, and their spikes, bool
+            [T, images, neurons] on the CPU.
     """
 
     layers: tuple[LayerActivity, ...]
@@ -44,8 +46,8 @@ class ActivityReport:
     mac_picojoule: float
     ac_picojoule: float
     unknown: Mapping[str, int]
-    _rasters: Mapping[str, Tensor] = field(repr=False, compare=False)
-    _neurons: Mapping[str, Sequence[int]] = field(repr=False)
+    kept_neurons: Mapping[str, Sequence[int]] = field(repr=False)
+    kept_spikes: Mapping[str, Tensor] = field(repr=False, compare=False)
 
     @property
     def synaptic_operations(self) -> float:
@@ -122,10 +124,10 @@ class ActivityReport:
         Raises:
             TypeError, ValueError: a layer or neurons whose spikes were not kept, an image that there is not.
         """
-        if layer not in self._rasters:
-            kept = ", ".join(map(repr, self._rasters)) or "none: name the layer in activity_report's rasters"
+        if layer not in self.kept_spikes:
+            kept = ", ".join(map(repr, self.kept_spikes)) or "none: name the layer in activity_report's rasters"
             raise ValueError(f"layer must be one whose spikes were kept ({kept}), got {layer!r}")
-        own, spikes = list(self._neurons[layer]), self._rasters[layer]
+        own, spikes = list(self.kept_neurons[layer]), self.kept_spikes[layer]
         wanted = own if neurons is None else indices("neurons", neurons)
         missing = [neuron for neuron in wanted if neuron not in own]
         if missing:
@@ -147,7 +149,7 @@ class ActivityReport:
     ) -> None:
         """Writes what :meth:`raster` gives as a picture, a line for each neuron; raises what that and `plot` raise."""
         spikes = self.raster(layer, neurons, image)
-        labels = self._neurons[layer] if neurons is None else indices("neurons", neurons)
+        labels = self.kept_neurons[layer] if neurons is None else indices("neurons", neurons)
         pictures.raster(spikes, labels, f"neuron of {layer}", checked_path("path", path))
 
 
@@ -259,6 +261,6 @@ def activity_report(
             mac_picojoule=energies[0],
             ac_picojoule=energies[1],
             unknown=dict(counts.unknown),
-            _rasters=firing.rasters(),
-            _neurons=keep,
+            kept_neurons=keep,
+            kept_spikes=firing.rasters(),
         )
