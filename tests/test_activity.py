@@ -164,6 +164,7 @@ def test_what_is_linear_in_spikes_counts_as_spikes(case: str) -> None:
 OTHER = {
     "batch norm": lambda spikes: nn.functional.batch_norm(spikes, torch.full((2,), 0.3), torch.ones(2)),
     "a bias": lambda spikes: spikes + 0.5,
+    "a bias of 1": lambda spikes: spikes + 1,
     "numbers": lambda spikes: spikes * torch.linspace(0.1, 1, 4),
     "a nonlinear function": lambda spikes: torch.tanh(spikes),
     "something added in place": lambda spikes: spikes.clone().add_(0.5),

@@ -138,6 +138,9 @@ class SpikeCounts(TorchDispatchMode):
         one, other = self._own(first), self._own(second)
         if one is None or other is None or name == "div":
             return None
+        # A number added to spikes, a bias of 1 say, is no spike of its own.
+        if name in ("add", "sub") and one.shape != other.shape:
+            return None
         one, other = one.double(), other.double()
         if name in _PRODUCTS:
             return one @ other

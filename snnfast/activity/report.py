@@ -45,9 +45,9 @@ class ActivityReport:
     images: int
     mac_picojoule: float
     ac_picojoule: float
-    unknown: Mapping[str, int]
-    kept_neurons: Mapping[str, Sequence[int]] = field(repr=False)
-    kept_spikes: Mapping[str, Tensor] = field(repr=False, compare=False)
+    unknown: dict[str, int]
+    kept_neurons: dict[str, list[int]] = field(repr=False)
+    kept_spikes: dict[str, Tensor] = field(repr=False, compare=False)
 
     @property
     def synaptic_operations(self) -> float:
@@ -66,12 +66,12 @@ class ActivityReport:
 
     @property
     def picojoules(self) -> float:
-        """The estimated energy of an image: synaptic operations and multiply-accumulates, nothing else."""
+        """Estimated for an image, of synaptic operations and multiply-accumulates and of nothing else."""
         return self.ac_picojoule * self.synaptic_operations + self.mac_picojoule * self.multiply_accumulates
 
     @property
     def twin_picojoules(self) -> float:
-        """The estimated energy of an image in the ANN twin: its multiply-accumulates."""
+        """Estimated for an image in the ANN twin, of its multiply-accumulates."""
         return self.mac_picojoule * self.twin_multiply_accumulates
 
     @property
@@ -97,9 +97,10 @@ class ActivityReport:
         heads = ("linear map, per image", "", "input", "synaptic operations", "multiply-accumulates", "of the ANN twin")
         rows = []
         for row in self.maps:
-            sums = (row.synaptic_operations, row.multiply_accumulates, row.twin_multiply_accumulates)
-            kind = "spikes" if row.spiking else "numbers"
-            rows.append((row.name, row.kind, kind, *_per_image(*sums, images=self.images)))
+            operations = row.synaptic_operations if row.spiking else None
+            macs = row.multiply_accumulates if row.multiply_accumulates or not row.spiking else None
+            cells = _per_image(operations, macs, row.twin_multiply_accumulates, images=self.images)
+            rows.append((row.name, row.kind, "spikes" if row.spiking else "numbers", *cells))
         all_maps = (self.synaptic_operations, self.multiply_accumulates, self.twin_multiply_accumulates)
         head, *lines = table([heads, *rows, ("total", "", "", *_per_image(*all_maps))], left=3)
         rule = "-" * len(head)
@@ -157,8 +158,8 @@ def _shares(row: LayerActivity) -> tuple[str, str]:
     return f"{row.silent:.1%}", f"{row.saturated:.1%}"
 
 
-def _per_image(*sums: float, images: int = 1) -> tuple[str, ...]:
-    return tuple(f"{value / images:,.0f}" if value else "" for value in sums)
+def _per_image(*sums: float | None, images: int = 1) -> tuple[str, ...]:
+    return tuple("" if value is None else f"{value / images:,.0f}" for value in sums)
 
 
 def _joules(picojoules: float) -> str:

@@ -70,10 +70,10 @@ def tools() -> None:
     assert_type(packed.kept_bytes, int)
     assert_type(packed.by_layer, dict[str, int])
     assert_type(sf.check(network, CURRENT), sf.CheckReport)
-    activity = sf.activity_report(network, [CURRENT], rasters={"1": [0, 2]}, ac_picojoule=1.0)
+    activity = sf.activity_report(network, [CURRENT], rasters={"0.module": [0, 2]}, ac_picojoule=1.0)
     assert_type(activity, sf.ActivityReport)
     assert_type([row.rate for row in activity.layers], list[float])
-    assert_type(activity.raster("1"), Tensor)
+    assert_type(activity.raster("0.module"), Tensor)
     assert_type(sf.build_info(), dict[str, Any])
 
 
