@@ -238,7 +238,12 @@ def activity_report(
         number_within(name, value, least=0.0)
         for name, value in (("mac_picojoule", mac_picojoule), ("ac_picojoule", ac_picojoule))
     ]
-    model = getattr(model, "_orig_mod", model)
+    return _measured(getattr(model, "_orig_mod", model), inputs, rasters, *energies)
+
+
+def _measured(
+    model: nn.Module, inputs: list[tuple[Any, ...]], rasters: object, mac_picojoule: float, ac_picojoule: float
+) -> ActivityReport:
     with on_trial(model, training=False) as layers, torch.no_grad():
         keep = kept_neurons(rasters, layers)
         counts = SpikeCounts()
@@ -259,8 +264,8 @@ def activity_report(
             layers=found,
             maps=operations.maps(),
             images=images,
-            mac_picojoule=energies[0],
-            ac_picojoule=energies[1],
+            mac_picojoule=mac_picojoule,
+            ac_picojoule=ac_picojoule,
             unknown=dict(counts.unknown),
             kept_neurons=keep,
             kept_spikes=firing.rasters(),
