@@ -30,7 +30,7 @@ class BatchNormAnd(nn.Module):
 
     def __init__(self, num_features: int, neuron: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.norm = _BatchNorm(num_features)
+        self.norm: nn.Module = _BatchNorm(num_features)
         self.neuron = neuron
 
     def forward(self, current: Tensor, residual: Tensor | None = None, steps: int | None = None) -> Tensor:

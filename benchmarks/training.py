@@ -56,8 +56,11 @@ class _Other:
     spiking: bool = True
 
     def replacing(self, layer: nn.Module) -> nn.Module:
-        assert isinstance(layer, BatchNormNeuron), layer
         neuron = find(self.baseline).make(Neuron("IF", {"surrogate": SURROGATE}), self.device)
+        if not isinstance(layer, BatchNormNeuron):  # on a current that is normalized elsewhere
+            alone = BatchNormAnd(1, neuron)
+            alone.norm = nn.Identity()
+            return alone.to(self.device)
         made = BatchNormAnd(layer.num_features, neuron)
         made.norm.load_state_dict(layer.state_dict())
         return made.to(layer.weight)

@@ -54,14 +54,19 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
 
     Raises:
         TypeError: not such a network.
-        ValueError: a network that is spiking already; no batches; steps below 1; a layer whose largest current is not
-            a positive finite number, by name.
+        ValueError: a network that is spiking already, or adds the spikes of several neurons; no batches; steps below 1;
+            a layer whose largest current is not a positive finite number, by name.
     """
     if not isinstance(ann, Network):
         raise TypeError(f"ann must be a network of snnfast.models, got {type(ann).__name__}")
     if ann.activation.spiking:
         kind = ann.activation.kind if isinstance(ann.activation, Activation) else ann.activation
         raise ValueError(f"ann must be made with activation='relu', got {kind!r}")
+    if ann.adds_spikes:
+        raise ValueError(
+            f"ann must be a network each of whose weights reads one neuron's spikes, got a {type(ann).__name__}, which "
+            "adds the spikes of several"
+        )
     integer("steps", steps, least=1)
     device = next(ann.parameters()).device
     images = [batch.to(device) for batch in _images_of(batches)]

@@ -143,6 +143,8 @@ NETWORK = {
     "layers": "layers",
     "stem": "word",
     "batch_norm": "flag",
+    "zero_init_residual": "flag",
+    "shortcut_scale": "one number",
 }
 
 
@@ -392,6 +394,8 @@ LEFT_OUT = {
     **dict.fromkeys(["GammaSearch", "GradientProfile", "LearningRateRange", "ImageData"], RECORDS),
     **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport"], RECORDS),
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
+    **dict.fromkeys(["MembraneResNet", "MembraneBlock"], PARTS),
+    **dict.fromkeys(["SpikeElementWiseResNet", "SpikeElementWiseBlock"], PARTS),
     **dict.fromkeys(["BatchNorm2d", "BatchNormReLU"], "torch's own arguments, and a process group"),
     **dict.fromkeys(["names", "data_sets", "build_info", "ACTIVATIONS", "__version__"], "no arguments"),
     "Split": "its batches are in the table",

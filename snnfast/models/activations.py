@@ -7,7 +7,7 @@ that one network class serves them all and state dicts interchange.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -150,7 +150,9 @@ class Activation:
             (value for name, value in values.items() if value.is_floating_point() and name not in measured),
             torch.empty(0),
         )
-        made = self(getattr(layer, "num_features", 0)).to(example)
+        # A network may have neurons on currents that are normalized elsewhere, behind an addition.
+        normalized = isinstance(layer, BatchNormNeuron | BatchNorm2d)
+        made = replace(self, batch_norm=normalized)(getattr(layer, "num_features", 0)).to(example)
         own = made.state_dict()
         known = {*own, *takes_keys(made)}
         state = OrderedDict({**own, **{name: value for name, value in values.items() if name in known}})

@@ -117,6 +117,8 @@ class Network(nn.Module):
 
     head: nn.Module
     classifier: SummedLinear
+    adds_spikes = False
+    """Whether a layer reads the sum of several neurons' spikes, so that no weight is one neuron's alone."""
 
     def __init__(self, activation: Activation, steps: int) -> None:
         super().__init__()

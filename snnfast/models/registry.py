@@ -12,8 +12,10 @@ from snnfast.layers import IF, LIF
 from snnfast.models.activations import Activation
 from snnfast.models.convolutional import mnist_net, plain_net
 from snnfast.models.digits import DigitsNet
+from snnfast.models.membrane import ms_resnet18, ms_resnet50
 from snnfast.models.network import check_sizes, named_options, three_sizes
 from snnfast.models.residual import resnet11, resnet18, resnet50
+from snnfast.models.spike_element_wise import sew_resnet18, sew_resnet50
 
 __all__ = ["build", "digits", "for_images", "names", "takes"]
 
@@ -61,6 +63,10 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet11": resnet11,
     "resnet18": resnet18,
     "resnet50": resnet50,
+    "ms_resnet18": ms_resnet18,
+    "ms_resnet50": ms_resnet50,
+    "sew_resnet18": sew_resnet18,
+    "sew_resnet50": sew_resnet50,
 }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from snnfast._arguments.checks import integer, word
+from snnfast._arguments.checks import flag, integer, number_within, word
 from snnfast.layers.state_dict import WithNumbers
 from snnfast.models.activations import Activation
 from snnfast.models.batch_norm import BatchNorm2d
@@ -32,14 +35,15 @@ class Shortcut(WithNumbers):
 
     A 1×1 convolution with the block's stride where the width changes (with batch normalization: every current is
     normalized); where only the size does, an average pool of 1×1 with that stride; otherwise the spikes themselves.
-    ``scale`` is what a spike is worth (1; conversion from an ANN sets it, and then the state dict has it).
+    ``scale`` is what a spike is worth where there is no convolution (conversion from an ANN sets it, and then the state
+    dict has it).
     """
 
     _numbers = ("scale",)
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, batch_norm: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, batch_norm: bool, scale: float = 1.0) -> None:
         super().__init__()
-        self.scale = 1.0
+        self.scale = scale if in_channels == out_channels else 1.0
         self.projection: nn.Module = nn.Identity()
         if in_channels != out_channels:
             convolution = Convolution(out_channels, 1, stride).make(in_channels, not batch_norm)
@@ -56,8 +60,8 @@ class Shortcut(WithNumbers):
         return f"scale={self.scale}"
 
 
-class ResidualBlock(nn.Module):
-    """convolution – neuron – … – convolution – neuron, the shortcut being the last neuron's residual current.
+class Block(nn.Module):
+    """Convolutions and, past them, a shortcut: what the blocks of all residual networks share.
 
     Args:
         in_channels: of the block's input.
@@ -68,15 +72,40 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, convolutions: Sequence[Convolution], activation: Activation) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList()
-        self.activations = nn.ModuleList()
-        channels, stride = in_channels, 1
+        channels, self.stride = in_channels, 1
         for convolution in convolutions:
             self.convolutions.append(convolution.make(channels, not activation.batch_norm))
-            self.activations.append(activation(convolution.channels))
             channels = convolution.channels
-            stride *= convolution.stride
-        self.out_channels = channels
-        self.shortcut = Shortcut(in_channels, channels, stride, activation.batch_norm)
+            self.stride *= convolution.stride
+        self.in_channels, self.out_channels = in_channels, channels
+
+    def last_norm(self) -> nn.Module:
+        """The batch normalization behind the last convolution."""
+        raise NotImplementedError
+
+    def entries(self) -> list[nn.Module]:
+        """The modules that the block's input goes into."""
+        raise NotImplementedError
+
+    def links(self, readers: list[nn.Module]) -> list[tuple[nn.Module, list[nn.Module]]]:
+        """The block's neurons, input side first, with what reads them; ``readers`` read what the block gives."""
+        raise NotImplementedError
+
+
+class ResidualBlock(Block):
+    """convolution – neuron – … – convolution – neuron, the shortcut being the last neuron's residual current.
+
+    Args:
+        in_channels, convolutions, activation: as of every :class:`Block`.
+        shortcut_scale: what a spike on a shortcut without a convolution is worth.
+    """
+
+    def __init__(
+        self, in_channels: int, convolutions: Sequence[Convolution], activation: Activation, shortcut_scale: float = 1.0
+    ) -> None:
+        super().__init__(in_channels, convolutions, activation)
+        self.activations = nn.ModuleList(activation(convolution.channels) for convolution in convolutions)
+        self.shortcut = Shortcut(in_channels, self.out_channels, self.stride, activation.batch_norm, shortcut_scale)
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Spikes [T, B, C, H, W] (activations [B, C, H, W]) to those of the last neuron."""
@@ -87,9 +116,61 @@ class ResidualBlock(nn.Module):
         convolution, neuron = last
         return neuron(each_step(convolution, spikes), residual=residual)
 
+    def last_norm(self) -> nn.Module:
+        return self.activations[-1]
+
     def entries(self) -> list[nn.Module]:
-        """The modules that the block's input goes into."""
         return [self.convolutions[0], self.shortcut]
+
+    def links(self, readers: list[nn.Module]) -> list[tuple[nn.Module, list[nn.Module]]]:
+        inner = zip(self.activations[:-1], self.convolutions[1:], strict=True)
+        return [*((neuron, [convolution]) for neuron, convolution in inner), (self.activations[-1], readers)]
+
+
+class MakeBlock(Protocol):
+    def __call__(self, in_channels: int, convolutions: Sequence[Convolution], activation: Activation) -> Block: ...
+
+
+def check_zero_init(zero_init_residual: bool, activation: Activation) -> None:
+    """TypeError or ValueError where the last batch normalization of blocks cannot begin with weights of 0."""
+    if flag("zero_init_residual", zero_init_residual) and not activation.batch_norm:
+        raise ValueError("zero_init_residual sets weights of batch normalizations: it needs batch_norm=True")
+
+
+def zero_last_norms(blocks: nn.Sequential) -> None:
+    """Weights of 0 in the last batch normalization of every block, whose output is its shortcut alone at first."""
+    for block in blocks:
+        assert isinstance(block, Block), block
+        weight = block.last_norm().weight
+        assert isinstance(weight, Tensor), weight
+        nn.init.zeros_(weight)
+
+
+def _shortcuts_pass(activation: Activation, scale: float) -> bool:
+    """Whether one spike of an identity shortcut alone makes a neuron at rest fire: the neuron itself says it."""
+    if not activation.spiking:
+        return True
+    threshold = activation.neuron.get("threshold")
+    channels = threshold.numel() if isinstance(threshold, Tensor) else 1
+    with torch.device("cpu"), torch.no_grad():  # also for a network that is made on the meta device
+        neuron = replace(activation, batch_norm=False)(channels)
+        current = torch.tensor([scale, 0.0])[:, None, None].expand(
+            2, 1, channels
+        )  # a delayed neuron fires a step later
+        return bool(neuron(current).any(0).all())
+
+
+def _residual_blocks(activation: Activation, zero_init_residual: bool, shortcut_scale: float) -> MakeBlock:
+    r"""Makes :class:`ResidualBlock`\ s; ValueError for options with which no spike would come through them."""
+    scale = number_within("shortcut_scale", shortcut_scale, above=0)
+    check_zero_init(zero_init_residual, activation)
+    if zero_init_residual and not _shortcuts_pass(activation, scale):
+        raise ValueError(
+            f"zero_init_residual with shortcut_scale={scale:g}: a spike on an identity shortcut does not cross the "
+            f"threshold, {activation.neuron.get('threshold', 1.0)}, so that none would come through the blocks; set "
+            "a larger shortcut_scale (2.0 for IF's threshold of 1), a lower threshold, or fire_on_equal=True"
+        )
+    return partial(ResidualBlock, shortcut_scale=scale if activation.spiking else 1.0)
 
 
 class ResNet(Network):
@@ -104,6 +185,8 @@ class ResNet(Network):
         head: from the last neuron's summed spikes [B, ...] to [B, features].
         num_classes: logits per image.
         activation, steps: see :class:`snnfast.models.network.Network`.
+        zero_init_residual: whether the last batch normalization of every block begins with weights of 0.
+        make_block: a block of its input's channels, convolutions and activation.
     """
 
     def __init__(
@@ -116,15 +199,20 @@ class ResNet(Network):
         num_classes: int,
         activation: Activation,
         steps: int,
+        *,
+        zero_init_residual: bool = False,
+        make_block: MakeBlock = ResidualBlock,
     ) -> None:
         super().__init__(activation, steps)
+        check_zero_init(zero_init_residual, activation)
+        self.zero_init_residual = zero_init_residual
         self.stem = stem
         self.stem_activation = activation(stem.out_channels)
         self.pool = pool
         self.blocks = nn.Sequential()
         channels = stem.out_channels
         for convolutions in blocks:
-            block = ResidualBlock(channels, convolutions, activation)
+            block = make_block(channels, convolutions, activation)
             self.blocks.append(block)
             channels = block.out_channels
         self.hidden: nn.Module | None = None
@@ -137,6 +225,12 @@ class ResNet(Network):
         self.classifier = SummedLinear(channels, num_classes)
         self.initialize()
 
+    def initialize(self) -> None:
+        """As of every :class:`Network`, and the weights of 0 of ``zero_init_residual``."""
+        super().initialize()
+        if self.zero_init_residual:
+            zero_last_norms(self.blocks)
+
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Spikes [T, B, ...] (activations [B, ...]) of the last neuron."""
         spikes = self.stem_activation(self.stem(images), steps=steps)
@@ -148,13 +242,11 @@ class ResNet(Network):
     def links(self) -> list[tuple[nn.Module, list[nn.Module]]]:
         """Every neuron, input side first, with the modules that its spikes go into."""
         last: list[nn.Module] = [self.classifier] if self.hidden is None else [self.hidden]
-        blocks = [block for block in self.blocks if isinstance(block, ResidualBlock)]
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
         entries = [*(block.entries() for block in blocks), last]
         links = [(self.stem_activation, entries[0])]
         for block, readers in zip(blocks, entries[1:], strict=True):
-            inner = zip(block.activations[:-1], block.convolutions[1:], strict=True)
-            links += [(neuron, [convolution]) for neuron, convolution in inner]
-            links.append((block.activations[-1], readers))
+            links += block.links(readers)
         if self.hidden_activation is not None:
             links.append((self.hidden_activation, [self.classifier]))
         return links
@@ -167,6 +259,8 @@ def resnet11(
     *,
     width: int = 64,
     image_size: int = 32,
+    zero_init_residual: bool = False,
+    shortcut_scale: float = 1.0,
     activation: str = "if",
     batch_norm: bool = True,
     steps: int = 10,
@@ -182,6 +276,7 @@ def resnet11(
         width: channels of the first convolution, at least 1; those of the blocks scale with it, and the linear layer's
             1024 features do not.
         in_channels, image_size: of the square images [B, in_channels, image_size, image_size].
+        zero_init_residual, shortcut_scale: as of :func:`resnet18`.
         activation: "if", "lif", or "relu" for the ANN twin.
         batch_norm: whether every current is batch-normalized; the layers before it have no bias then.
         steps: time steps of a forward pass that names none.
@@ -207,6 +302,8 @@ def resnet11(
         num_classes,
         made,
         steps,
+        zero_init_residual=zero_init_residual,
+        make_block=_residual_blocks(made, zero_init_residual, shortcut_scale),
     )
 
 
@@ -225,6 +322,8 @@ def resnet18(
     *,
     width: int = 64,
     stem: str = "3x3",
+    zero_init_residual: bool = False,
+    shortcut_scale: float = 1.0,
     activation: str = "if",
     batch_norm: bool = True,
     steps: int = 10,
@@ -240,21 +339,33 @@ def resnet18(
         width: channels of the first convolution, at least 1; all others scale with it.
         stem: "3x3", stride 1, for 32×32 images; "7x7", stride 2 and a max-pool after the first neuron, as
             He et al. have it, for larger ones.
+        zero_init_residual: whether the last batch normalization of every block begins with weights of 0 (as in
+            torchvision), so that a block passes on its input at first. Not the paper's; with ``shortcut_scale=2.0``
+            it lets deep spiking networks learn that do not otherwise (the guide: When a deep network does not learn).
+        shortcut_scale: what a spike is worth on a shortcut without a convolution, above 0; the paper's is 1. A spike
+            that is worth no more than the threshold does not make one by itself. Not used with "relu".
         activation: "if", "lif", or "relu" for the ANN twin.
         batch_norm: whether every current is batch-normalized; the convolutions have no bias then.
         steps: time steps of a forward pass that names none.
         **neuron: options of the neuron, see :class:`snnfast.models.Activation`.
 
     Raises:
-        TypeError, ValueError: an option that is not allowed.
+        TypeError, ValueError: an option that is not allowed; ``zero_init_residual`` without batch normalization, or
+            where a spike of ``shortcut_scale`` does not cross the threshold.
     """
-    check_sizes(num_classes=num_classes, in_channels=in_channels, steps=steps, width=width)
-    blocks = [
-        [Convolution(channels, stride=stride), Convolution(channels)]
-        for channels, first_stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2))
-        for stride in (first_stride, 1)
-    ]
-    return _staged(blocks, stem, width, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
+    made = Activation(activation, batch_norm, neuron)
+    return staged(
+        ResNet,
+        basic_blocks(width),
+        made,
+        steps,
+        stem=stem,
+        width=width,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        zero_init_residual=zero_init_residual,
+        make_block=_residual_blocks(made, zero_init_residual, shortcut_scale),
+    )
 
 
 @named_options
@@ -264,6 +375,8 @@ def resnet50(
     *,
     width: int = 64,
     stem: str = "3x3",
+    zero_init_residual: bool = False,
+    shortcut_scale: float = 1.0,
     activation: str = "if",
     batch_norm: bool = True,
     steps: int = 10,
@@ -274,24 +387,65 @@ def resnet50(
     A stage's stride is that of its first 3×3 convolution, as in torchvision (He et al. had it one convolution before).
     The arguments and errors are those of :func:`resnet18`.
     """
-    check_sizes(num_classes=num_classes, in_channels=in_channels, steps=steps, width=width)
-    blocks = [
+    made = Activation(activation, batch_norm, neuron)
+    return staged(
+        ResNet,
+        bottlenecks(width),
+        made,
+        steps,
+        stem=stem,
+        width=width,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        zero_init_residual=zero_init_residual,
+        make_block=_residual_blocks(made, zero_init_residual, shortcut_scale),
+    )
+
+
+def basic_blocks(width: int) -> list[list[Convolution]]:
+    """The blocks of the ResNets of 18 layers: four stages of two, of two 3×3 convolutions."""
+    check_sizes(width=width)
+    return [
+        [Convolution(channels, stride=stride), Convolution(channels)]
+        for channels, first_stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2))
+        for stride in (first_stride, 1)
+    ]
+
+
+def bottlenecks(width: int) -> list[list[Convolution]]:
+    """The blocks of the ResNets of 50 layers: four stages of 3, 4, 6 and 3, of 1×1, 3×3 and 1×1 convolutions."""
+    check_sizes(width=width)
+    return [
         [Convolution(inner, 1), Convolution(inner, 3, first_stride if block == 0 else 1), Convolution(4 * inner, 1)]
         for inner, count, first_stride in ((width, 3, 1), (2 * width, 4, 2), (4 * width, 6, 2), (8 * width, 3, 2))
         for block in range(count)
     ]
-    return _staged(blocks, stem, width, num_classes, in_channels, Activation(activation, batch_norm, neuron), steps)
 
 
-def _staged(
+Made = TypeVar("Made", bound=Network)
+
+
+def staged(
+    kind: Callable[..., Made],
     blocks: Sequence[Sequence[Convolution]],
-    stem: str,
-    width: int,
-    num_classes: int,
-    in_channels: int,
     activation: Activation,
     steps: int,
-) -> ResNet:
+    *,
+    stem: str,
+    width: int,
+    in_channels: int,
+    num_classes: int,
+    **options: Any,
+) -> Made:
+    """A network of one of the ResNets' shapes, whose last maps are averaged before the linear layer.
+
+    Args:
+        kind: the network's class.
+        blocks, activation, steps, num_classes, **options: of the class, see :class:`ResNet`.
+        stem, width: the first convolution's kind and channels.
+        in_channels: of the images.
+    """
+    check_sizes(num_classes=num_classes, in_channels=in_channels, steps=steps, width=width)
     convolution, pool = _stem(stem, in_channels, width, not activation.batch_norm)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return ResNet(convolution, pool, blocks, None, head, num_classes, activation, steps)
+    return kind(convolution, pool, blocks, None, head, num_classes, activation, steps, **options)
