@@ -47,7 +47,8 @@ def experiments(**runs: Callable[[Context], Outcome]) -> Callable[[str], Experim
 
     def find(name: str) -> Experiment:
         run = runs.get(name, lambda context: outcome())
-        settings = {scale: SimpleNamespace(data="digits") for scale in ("small", "full")}
+        read = SimpleNamespace(data="digits", data_set=lambda data_dir: "digits")
+        settings = dict.fromkeys(("small", "full"), read)
         return Experiment(name, f"Title of {name}", "section 0", settings, lambda settings, context: run(context))
 
     return find

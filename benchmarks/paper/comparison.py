@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from snnfast.convert import to_spiking
+from snnfast.data import ImageData
+from snnfast.models import Network
 
 from . import experiment
 from .experiment import Context, Outcome, Plot, Table, Verdict
 from .workbench import (
     COLOURS,
     SERIES,
+    Sharpness,
     accuracies,
     beside_the_paper,
     dress,
@@ -86,19 +90,54 @@ class Measured:
 def measure(settings: Settings, context: Context) -> Measured:
     """Trains the network and its twin, converts the twin, and evaluates all three."""
     data = images_of(settings, context)
-    model = network(settings.model, data, context, steps=settings.steps, **settings.options)
+    return compared(
+        settings, data, context, trained_network(settings, data, context), trained_twin(settings, data, context)
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, and what is known of its training.
+
+    * ``sharpness``: None for a twin; ``loss``: the mean of the last epoch's.
+    """
+
+    network: Network
+    sharpness: Sharpness | None
+    loss: float
+
+
+def trained_network(settings: Settings, data: ImageData, context: Context, *, seed: int = 0) -> Trained:
+    """The settings' network, its γ balanced, trained; ``seed`` is of its weights and of training."""
+    model = network(settings.model, data, context, seed=seed, steps=settings.steps, **settings.options)
     sharpness = sharpen(model, data, settings.tuning, context.say)
-    context.say(f"  {settings.model}, γ = {sharpness}")
-    train_model(model, data, context, steps=settings.steps, **settings.training)
+    context.say(f"  {settings.model}, seed {seed}, γ = {sharpness}")
+    return _trained(model, sharpness, settings, data, context, seed)
+
+
+def trained_twin(settings: Settings, data: ImageData, context: Context, *, seed: int = 0) -> Trained:
+    """The ANN twin of :func:`trained_network`'s."""
+    context.say(f"  {settings.model}, seed {seed}, its ANN twin")
+    kind = {"activation": "relu"}
+    model = network(settings.model, data, context, seed=seed, steps=settings.steps, **kind, **settings.options)
+    return _trained(model, None, settings, data, context, seed)
+
+
+def _trained(
+    model: Network, sharpness: Sharpness | None, settings: Settings, data: ImageData, context: Context, seed: int
+) -> Trained:
+    trainer = train_model(model, data, context, steps=settings.steps, seed=seed, **settings.training)
+    return Trained(model, sharpness, fmean(step.loss for step in trainer.history[-trainer.batches :]))
+
+
+def compared(settings: Settings, data: ImageData, context: Context, ours: Trained, twin: Trained) -> Measured:
+    """Converts the twin, and evaluates all three."""
     counts = sorted({*settings.trained_counts, settings.steps, settings.evaluated})
-    trained = accuracies(model, data.test, counts, batch_size=settings.batch_size)
-    context.say(f"  {settings.model}, its ANN twin")
-    twin = network(settings.model, data, context, activation="relu", steps=settings.steps, **settings.options)
-    trainer = train_model(twin, data, context, steps=settings.steps, **settings.training)
-    twin_accuracy = trainer.evaluate(data.test).accuracy
+    trained = accuracies(ours.network, data.test, counts, batch_size=settings.batch_size)
+    twin_accuracy = accuracies(twin.network, data.test, [1], batch_size=settings.batch_size)[1]
     number, steps = settings.calibration
     batches = [pixels for pixels, _ in replace(data.train, images=data.train.images[:number]).batches(50)]
-    converted_network = to_spiking(twin.eval(), batches, steps=steps)
+    converted_network = to_spiking(twin.network.eval(), batches, steps=steps)
     some = slice(settings.converted_test)
     part = replace(data.test, images=data.test.images[some], labels=data.test.labels[some])
     context.say(f"  converted, up to {max(settings.converted_counts)} steps on {len(part)} images")
@@ -107,9 +146,9 @@ def measure(settings: Settings, context: Context) -> Measured:
     at_once = max(1, min(settings.batch_size, 4000 // max(counts)))
     converted = accuracies(converted_network, part, counts, batch_size=at_once)
     # The two are compared on the same images: a part may be easier than the whole.
-    alike = accuracies(model, part, [settings.evaluated], batch_size=settings.batch_size)[settings.evaluated]
+    alike = accuracies(ours.network, part, [settings.evaluated], batch_size=settings.batch_size)[settings.evaluated]
     notes = (
-        f"{in_words(data, settings.model, settings.options)}. Trained at {settings.steps} steps, γ = {sharpness}.",
+        f"{in_words(data, settings.model, settings.options)}. Trained at {settings.steps} steps, γ = {ours.sharpness}.",
         f"The twin has the same layers with ReLU and was trained on as many images; it is converted by balancing "
         f"thresholds on {number} training images over {steps} steps, and evaluated on {len(part)} test images.",
     )
@@ -136,22 +175,13 @@ def report(settings: Settings, context: Context) -> Outcome:
     return outcome(settings, measure(settings, context))
 
 
-def outcome(settings: Settings, measured: Measured) -> Outcome:
-    """What :func:`report` makes of what was measured."""
+def outcome(settings: Settings, measured: Measured, method: str = "backpropagation") -> Outcome:
+    """What :func:`report` makes of what was measured; ``method`` names the trained network's in the table."""
     at, longest = settings.evaluated, max(measured.converted)
     train, test, part = measured.images
     epochs = settings.training["epochs"]
     ours = [
-        [
-            OURS,
-            f"{settings.model}, backpropagation",
-            100 * measured.trained[at],
-            settings.steps,
-            at,
-            train,
-            epochs,
-            test,
-        ],
+        [OURS, f"{settings.model}, {method}", 100 * measured.trained[at], settings.steps, at, train, epochs, test],
         *(
             [
                 OURS,
@@ -169,6 +199,7 @@ def outcome(settings: Settings, measured: Measured) -> Outcome:
     ]
     table, plot = curves(settings, measured)
     made = [
+        learns_verdict(measured, at),
         *verdicts(measured, at, settings.wanted),
         steps_verdict(measured.trained, measured.converted, settings.model, measured.classes),
     ]
@@ -179,47 +210,51 @@ def outcome(settings: Settings, measured: Measured) -> Outcome:
     return Outcome([beside_the_paper(settings.paper, ours), table], [plot], made, (*measured.notes, after))
 
 
+def learns_verdict(measured: Measured, at: int) -> Verdict:
+    """The trained network at ``at`` steps against guessing."""
+    guessing = 1 / measured.classes
+    return Verdict(
+        f"the network learns: at {at} steps at least twice the accuracy of guessing, {guessing:.0%}",
+        measured.trained[at] >= 2 * guessing,
+        f"{measured.trained[at]:.2%} (its ANN twin {measured.twin:.2%})",
+        "in this work we directly train deep SNNs using backpropagation with surrogate gradient",
+    )
+
+
 def verdicts(measured: Measured, at: int, wanted: float | None) -> list[Verdict]:
-    """The trained network at ``at`` steps against guessing, the converted one, and ``wanted`` percent.
+    """The trained network at ``at`` steps against the converted one, and against ``wanted`` percent.
 
     Where ``wanted`` is None, against :data:`OF_TWIN` of its twin's accuracy.
     """
     trained, converted = measured.trained[at], measured.converted[at]
-    guessing = 1 / measured.classes
-    made = [
+    against_converted = Verdict(
+        f"at {at} steps the network that was trained directly is more accurate than the converted one",
+        measured.alike > converted,
+        f"{measured.alike:.2%} against {converted:.2%} on the same {measured.images[2]} images",
+        "several orders of magnitude less inference time steps are needed when training SNNs from scratch",
+    )
+    if wanted is None:
+        return [against_converted, twin_verdict(trained, measured.twin, at)]
+    return [
+        against_converted,
         Verdict(
-            f"the network learns: at {at} steps at least twice the accuracy of guessing, {guessing:.0%}",
-            trained >= 2 * guessing,
-            f"{trained:.2%} (its ANN twin {measured.twin:.2%})",
-            "in this work we directly train deep SNNs using backpropagation with surrogate gradient",
-        ),
-        Verdict(
-            f"at {at} steps the network that was trained directly is more accurate than the converted one",
-            measured.alike > converted,
-            f"{measured.alike:.2%} against {converted:.2%} on the same {measured.images[2]} images",
-            "several orders of magnitude less inference time steps are needed when training SNNs from scratch",
+            f"accuracy at {at} steps at least the paper's {wanted:g} %",
+            100 * trained >= wanted,
+            f"{trained:.2%}",
+            f"{wanted:g} %",
         ),
     ]
-    if wanted is None:
-        made.append(
-            Verdict(
-                f"at {at} steps the network that was trained directly has at least {OF_TWIN:g} of its twin's accuracy",
-                # A share is a whole number of images over their number: no rounding decides.
-                trained >= OF_TWIN * measured.twin - 1e-12,
-                f"{trained:.2%} against {measured.twin:.2%}",
-                "the trained SNN falls behind in accuracy compared to analogous ANN",
-            )
-        )
-    else:
-        made.append(
-            Verdict(
-                f"accuracy at {at} steps at least the paper's {wanted:g} %",
-                100 * trained >= wanted,
-                f"{trained:.2%}",
-                f"{wanted:g} %",
-            )
-        )
-    return made
+
+
+def twin_verdict(trained: float, twin: float, at: int) -> Verdict:
+    """The trained network at ``at`` steps against its twin."""
+    return Verdict(
+        f"at {at} steps the network that was trained directly has at least {OF_TWIN:g} of its twin's accuracy",
+        # A share is a whole number of images over their number: no rounding decides.
+        trained >= OF_TWIN * twin - 1e-12,
+        f"{trained:.2%} against {twin:.2%}",
+        "the trained SNN falls behind in accuracy compared to analogous ANN",
+    )
 
 
 def steps_to_within(accuracy: Mapping[int, float], points: float) -> int:

@@ -6,11 +6,15 @@ returns an :class:`Outcome`; files, plots and pages are made of it in one place,
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from snnfast.data import DataError, ImageData, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,12 +94,14 @@ class Settings:
     """What an experiment trains on what; experiments add to it.
 
     * ``data``, ``train``, ``test``, ``size``: images, see :func:`.workbench.images`.
+    * ``otherwise``: the data set in the place of ``data`` where that one's files are not there; None for none.
     * ``model``, ``options``: the network, see :func:`.workbench.network`.
     * ``training``: options of :class:`snnfast.training.TrainOptions`.
     * ``tuning``: batches for each evaluation of the search for γ, and their size, see :func:`.workbench.sharpen`.
     """
 
     data: str
+    otherwise: str | None = None
     train: int | None = None
     test: int | None = None
     size: int | None = None
@@ -103,6 +109,28 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     tuning: tuple[int, int] = (8, 32)
+
+    def data_set(self, data_dir: str | None) -> str:
+        """The data set that there is: ``data``, or ``otherwise``."""
+        try:
+            loaded(self.data, data_dir)
+        except DataError:
+            if self.otherwise is None:
+                raise
+            try:
+                loaded(self.otherwise, data_dir)
+            except DataError:
+                pass
+            else:
+                return self.otherwise
+            raise
+        return self.data
+
+
+@functools.lru_cache(maxsize=2)
+def loaded(name: str, data_dir: str | None) -> ImageData:
+    """:func:`snnfast.data.load`, which keeps what it read."""
+    return load(name, data_dir if data_dir is not None else os.environ.get("SNNFAST_DATA"))
 
 
 @dataclass(frozen=True)
@@ -122,10 +150,20 @@ class Experiment:
     settings: Mapping[str, Any]
     measure: Callable[[Any, Context], Outcome]
 
-    def needs(self, scale: str) -> tuple[str, ...]:
-        """The data sets that the experiment reads at a scale."""
-        return (self.settings[scale].data,)
+    def data_set(self, scale: str, data_dir: str | None) -> str:
+        """The data set that the experiment reads at a scale: the settings' own, or the one in its place.
+
+        Raises:
+            snnfast.data.DataError: neither can be read; the message is of the settings' own.
+        """
+        return self.settings[scale].data_set(data_dir)
 
     def run(self, context: Context) -> Outcome:
         """Measures at the context's scale."""
-        return self.measure(self.settings[context.scale], context)
+        settings = self.settings[context.scale]
+        outcome = self.measure(settings, context)
+        read = settings.data_set(context.data_dir)
+        if read == settings.data:
+            return outcome
+        note = f"Measured on {read}: the files of {settings.data}, on which the paper measured, were not in the folder."
+        return replace(outcome, notes=[*outcome.notes, note])

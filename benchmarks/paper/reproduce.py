@@ -14,7 +14,7 @@ from types import TracebackType
 
 import torch
 
-from snnfast.data import DataError, load
+from snnfast.data import DataError
 from snnfast.training.options import OptionError, check_threads, choose_device
 from snnfast.training.output import OutputError, OutputFolder
 from snnfast.training.trainer import reproducible
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         out = OutputFolder(arguments.out)
         for one in experiments:
             OutputFolder(out.path / one.name)
-        for data_set in dict.fromkeys(need for one in experiments for need in one.needs(arguments.scale)):
-            load(data_set, arguments.data_dir)
+        for one in experiments:
+            one.data_set(arguments.scale, arguments.data_dir)  # raises where there is none
     except (OptionError, OutputError, DataError) as error:
         print(f"snnfast reproduce: error: {error}", file=sys.stderr)
         return 2

@@ -1,14 +1,26 @@
-"""Table 3: ResNet50 on CIFAR-100, and section 3.3's on Imagenette, trained directly, against ANN-SNN conversion."""
+"""Table 3: ResNet50 on CIFAR-100, and section 3.3's on Imagenette, trained directly, against ANN-SNN conversion.
+
+As the paper's text has it, the network stays near guessing here; beside it are a beginning with which it learns
+(``zero_init_residual`` and ``shortcut_scale``), shortcuts that carry currents, and the ANN twins.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from snnfast.data import DataError
 
 from . import comparison
-from .experiment import Context, Experiment, Outcome
-from .workbench import images
+from .comparison import Trained
+from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
+from .workbench import COLOURS, accuracies, dress, images, images_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPER = (
     ("Han et al.", "VGG16, ANN-SNN conversion", 70.93),
@@ -31,28 +43,63 @@ IMAGENETTE = comparison.Settings(
 )
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A network beside the table's.
+
+    * ``prefix``: of the settings' network's name, for one with other shortcuts.
+    * ``options``: besides the settings'.
+    * ``twin``: whether it is the ANN twin.
+    """
+
+    prefix: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    twin: bool = False
+
+
+CURE = {"zero_init_residual": True, "shortcut_scale": 2.0}
+CURED, PLAIN, MEMBRANE = "identity blocks at first", "as in the paper's text", "membrane shortcuts"
+CURED_TWIN, PLAIN_TWIN = f"ANN twin, {CURED}", f"ANN twin, {PLAIN}"
+VARIANTS = {
+    CURED: Variant(options=CURE),
+    PLAIN: Variant(),
+    MEMBRANE: Variant("ms_"),
+    CURED_TWIN: Variant(options=CURE, twin=True),
+    PLAIN_TWIN: Variant(twin=True),
+}
+
+ERRORS = 5
+"""Binomial errors by which the accuracy of each seed must exceed guessing. Fixed before this table was measured; that
+the cure helps was seen before, in smaller settings."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(comparison.Settings):
     """Of the network of the table.
 
+    * ``seeds``: networks of each kind.
     * ``besides``: of another one, measured too where its data set can be read; None for none.
     """
 
+    seeds: int = 3
     besides: comparison.Settings | None = None
 
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10",
-        train=2500,
-        test=400,
+        data="cifar100",
+        otherwise="cifar10",
+        train=8000,
+        test=2000,
         size=16,
         model="resnet50",
         options={"width": 8},
-        evaluated=40,
+        steps=4,
+        evaluated=16,
         paper=PAPER,
-        training={"epochs": 6, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
+        training={"epochs": 5, "batch_size": 50, "lr": 3e-3, "augment": "cifar"},
         tuning=(4, 16),
+        trained_counts=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32),
         converted_test=50,
     ),
     "full": Settings(
@@ -65,9 +112,22 @@ SETTINGS = {
         converted_counts=(1, 2, 5, 10, 20, 40, 100, 200, 500, 1000),
         calibration=(2000, 200),
         batch_size=25,
+        seeds=1,
         besides=IMAGENETTE,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One trained network of a kind; ``accuracy``, 0 to 1, by steps at inference, by 1 for a twin."""
+
+    kind: str
+    seed: int
+    loss: float
+    accuracy: Mapping[int, float]
+    gamma: float | None = None
+    ratio: float | None = None
 
 
 def measure(settings: Settings, context: Context) -> Outcome:
@@ -75,31 +135,120 @@ def measure(settings: Settings, context: Context) -> Outcome:
     besides = settings.besides
     # Looked for first: what is missing is said before hours of training.
     missing = None if besides is None else _missing(besides, context)
-    made = comparison.report(settings, context)
+    made = _table(settings, context)
     if besides is None:
         return made
     if missing is not None:
         return replace(made, notes=[*made.notes, missing])
     context.say(f"  {besides.data}")
     more = comparison.report(besides, context)
+    named = besides.data
     return Outcome(
-        [
-            *made.tables,
-            *(
-                replace(table, name=f"{besides.data}-{table.name}", title=f"{besides.data}: {table.title}")
-                for table in more.tables
-            ),
-        ],
-        [
-            *made.plots,
-            *(
-                replace(plot, name=f"{besides.data}-{plot.name}", title=f"{besides.data}: {plot.title}")
-                for plot in more.plots
-            ),
-        ],
-        [*made.verdicts, *(replace(verdict, claim=f"{besides.data}: {verdict.claim}") for verdict in more.verdicts)],
+        [*made.tables, *(replace(t, name=f"{named}-{t.name}", title=f"{named}: {t.title}") for t in more.tables)],
+        [*made.plots, *(replace(p, name=f"{named}-{p.name}", title=f"{named}: {p.title}") for p in more.plots)],
+        [*made.verdicts, *(replace(verdict, claim=f"{named}: {verdict.claim}") for verdict in more.verdicts)],
         [*made.notes, *more.notes],
     )
+
+
+def _table(settings: Settings, context: Context) -> Outcome:
+    """Trains every network of every kind; those of the first seed with the cure are the table's."""
+    data = images_of(settings, context)
+    at = settings.evaluated
+    counts = sorted({settings.steps, at})
+    seeds: list[Seed] = []
+    of_table: dict[str, Trained] = {}
+    for kind, variant in VARIANTS.items():
+        own = replace(settings, model=variant.prefix + settings.model, options={**settings.options, **variant.options})
+        for seed in range(settings.seeds):
+            context.say(f"  {kind}")
+            train = comparison.trained_twin if variant.twin else comparison.trained_network
+            made = train(own, data, context, seed=seed)
+            accuracy = accuracies(made.network, data.test, [1] if variant.twin else counts, batch_size=own.batch_size)
+            sharpness = made.sharpness
+            known = (None, None) if sharpness is None else (sharpness.gamma, sharpness.ratio)
+            seeds.append(Seed(kind, seed, made.loss, accuracy, *known))
+            if seed == 0:
+                of_table[kind] = made
+    cured = replace(settings, options={**settings.options, **CURE})
+    measured = comparison.compared(cured, data, context, of_table[CURED], of_table[CURED_TWIN])
+    made_of = comparison.outcome(cured, measured, f"backpropagation, {CURED}")
+    found = verdicts(seeds, at, data.classes, len(data.test))
+    others = comparison.verdicts(measured, at, settings.wanted)
+    kept = others if settings.wanted is not None else others[:1]  # of the twin it is said over all seeds
+    steps = comparison.steps_verdict(measured.trained, measured.converted, settings.model, measured.classes)
+    notes = [*measured.notes, f"{settings.seeds} network(s) of each kind; accuracies are of all test images."]
+    return Outcome(
+        [*made_of.tables, shortcuts(seeds, settings.steps, at)],
+        [
+            *made_of.plots,
+            Plot("shortcuts", f"Test accuracy by shortcut, at {at} steps", _drawing(seeds, at, data.classes)),
+        ],
+        [*found, *kept, steps],
+        notes,
+    )
+
+
+def shortcuts(seeds: Sequence[Seed], steps: int, at: int) -> Table:
+    """A row for each trained network."""
+    rows = [
+        [one.kind, one.seed, one.gamma, one.ratio, one.loss, one.accuracy.get(steps), _at(one, at)] for one in seeds
+    ]
+    columns = ("network", "seed", "gamma", "gradients' ratio", "last epoch's loss", f"accuracy at {steps} steps")
+    return Table(
+        "shortcuts",
+        "The network by its beginning and its shortcuts: every one that was trained",
+        (*columns, f"accuracy at {at} steps, or of the twin"),
+        rows,
+    )
+
+
+def _at(one: Seed, steps: int) -> float:
+    return one.accuracy[steps] if steps in one.accuracy else one.accuracy[1]
+
+
+def _of(seeds: Sequence[Seed], kind: str, at: int) -> list[float]:
+    return [_at(one, at) for one in seeds if one.kind == kind]
+
+
+def verdicts(seeds: Sequence[Seed], at: int, classes: int, images: int) -> list[Verdict]:
+    """What the cure does: against guessing on ``images`` of ``classes``, against none, against its twin."""
+    guessing = 1 / classes
+    bound = guessing + ERRORS * math.sqrt(guessing * (1 - guessing) / images)
+    cured, plain, twin = (_of(seeds, kind, at) for kind in (CURED, PLAIN, CURED_TWIN))
+    in_words = ", ".join(f"{accuracy:.2%}" for accuracy in cured)
+    return [
+        Verdict(
+            f"the network that begins with identity blocks learns: at {at} steps every seed's accuracy is above that "
+            f"of guessing, {guessing:.0%}, by more than {ERRORS} times its binomial error: above {bound:.2%}",
+            min(cured) > bound,
+            in_words,
+            "in this work we directly train deep SNNs using backpropagation with surrogate gradient",
+        ),
+        Verdict(
+            f"at {at} steps it is more accurate than the network as in the paper's text, mean over the seeds",
+            fmean(cured) > fmean(plain),
+            f"{fmean(cured):.2%} against {fmean(plain):.2%}",
+        ),
+        comparison.twin_verdict(fmean(cured), fmean(twin), at),
+    ]
+
+
+def _drawing(seeds: Sequence[Seed], at: int, classes: int) -> Any:
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        kinds = list(dict.fromkeys(one.kind for one in seeds))
+        for place, kind in enumerate(kinds):
+            values = [100 * value for value in _of(seeds, kind, at)]
+            colour = COLOURS["ann" if "twin" in kind else "snn"]
+            axes.barh(place, fmean(values), color=colour, alpha=0.35, height=0.6)
+            axes.plot(values, [place] * len(values), "o", color=colour, markersize=5)
+        axes.axvline(100 / classes, color="#7c8794", linestyle="--", label="guessing")
+        axes.set_yticks(range(len(kinds)), kinds)
+        axes.invert_yaxis()
+        dress(axes, xlabel="test accuracy, %", ylabel="", legend=True)
+
+    return draw
 
 
 def _missing(settings: comparison.Settings, context: Context) -> str | None:
@@ -113,6 +262,4 @@ def _missing(settings: comparison.Settings, context: Context) -> str | None:
     return None
 
 
-EXPERIMENT = Experiment(
-    "table3", "ResNet50 on CIFAR-100 (small scale: on CIFAR-10)", "table 3, section 3.3", SETTINGS, measure
-)
+EXPERIMENT = Experiment("table3", "ResNet50 on CIFAR-100", "table 3, section 3.3", SETTINGS, measure)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +14,14 @@ from torch.nn import functional as F
 
 from snnfast import models
 from snnfast._arguments.checks import integer
-from snnfast.data import ImageData, Split, load
+from snnfast.data import ImageData, Split
 from snnfast.models import Network
 from snnfast.training import Trainer, TrainOptions
 from snnfast.training.options import FIND
 from snnfast.training.trainer import StepRecord, reproducible
 from snnfast.tuning import gradient_profile, tune_gamma
 
-from .experiment import Context, Settings, Table
+from .experiment import Context, Settings, Table, loaded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +53,7 @@ def images(
         ValueError: more images, or larger ones, than there are.
         snnfast.data.DataError: what ``load`` raises.
     """
-    data = _loaded(name, context.data_dir if context.data_dir is not None else os.environ.get("SNNFAST_DATA"))
+    data = loaded(name, context.data_dir)
     for argument, wanted, split in (("train", train, data.train), ("test", test, data.test)):
         if wanted is not None:
             integer(argument, wanted, least=1, most=len(split))
@@ -66,12 +64,9 @@ def images(
 
 def images_of(settings: Settings, context: Context) -> ImageData:
     """The images that an experiment's settings name."""
-    return images(settings.data, context, train=settings.train, test=settings.test, size=settings.size)
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(name: str, data_dir: str | None) -> ImageData:
-    return load(name, data_dir)
+    return images(
+        settings.data_set(context.data_dir), context, train=settings.train, test=settings.test, size=settings.size
+    )
 
 
 def _part(split: Split, count: int | None, size: int | None) -> Split:
