@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from snnfast._arguments.checks import path as checked_path
 from snnfast._text import installs
 
 if TYPE_CHECKING:
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID = "#e5e7eb"
+
+Profile = TypeVar("Profile")
 
 
 def empty_figure(width: float, height: float) -> Figure:
@@ -36,3 +41,30 @@ def whole_numbers(axis: Axis) -> None:
     locator = axis.get_major_locator()
     assert isinstance(locator, MaxNLocator)
     locator.set_params(integer=True)
+
+
+def plot_over_layers(
+    profiles: Mapping[str, Profile],
+    values: Callable[[Profile], Sequence[float]],
+    path: str | os.PathLike[str],
+    **axes_options: Any,
+) -> None:
+    """Writes a profile's values over the layer number, a curve for each label; NaN is a gap.
+
+    Raises TypeError or ValueError for no mapping, no profile or no path; ImportError without matplotlib.
+    """
+    if not isinstance(profiles, Mapping):
+        raise TypeError(f"profiles must be a mapping of labels to profiles, got {type(profiles).__name__}")
+    path = checked_path("path", path)
+    if not profiles:
+        raise ValueError("profiles must hold at least one profile, got none")
+    figure = empty_figure(7.2, 4.5)
+    axes = figure.subplots()
+    for label, profile in profiles.items():
+        shown = values(profile)
+        axes.plot(range(1, len(shown) + 1), shown, marker="o", markersize=4, label=label)
+    axes.set(xlabel="spiking layer, from the input", **axes_options)
+    plain(axes)
+    whole_numbers(axes.xaxis)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -72,6 +72,52 @@ def test_a_range_where_the_loss_never_falls_has_no_suggestion() -> None:
     assert "no suggestion" in str(found)
 
 
+class Given(nn.Module):
+    """A network whose losses are the given ones, whatever is trained."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.losses = iter(losses)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.weight * 0 + next(self.losses)
+
+
+def suggested(losses: list[float]) -> tuning.LearningRateRange:
+    data = [(torch.zeros(1), torch.zeros(1))]
+    return tuning.lr_range_test(
+        Given(losses), data, loss=lambda outputs, targets: outputs, steps=len(losses), lowest=1e-6, highest=1.0
+    )
+
+
+def test_noise_alone_gives_no_suggestion() -> None:
+    generator = torch.Generator().manual_seed(0)
+    fooled = 0
+    for _ in range(300):
+        noise = 0.2 * torch.randn(100, generator=generator)
+        fooled += suggested((2.3 + noise).tolist()).suggestion is not None
+    assert fooled <= 3
+    # A lucky second batch is none either, nor are equal losses.
+    assert suggested([2.3, 1.1, *[2.3 + 0.01 * (i % 2) for i in range(98)]]).suggestion is None
+    level = suggested([2.3] * 100)
+    assert level.suggestion is None
+    assert level.reason.startswith("the loss never fell clearly: 2.3 at first, 2.3 where it is lowest, a fall of ")
+    assert f"no suggestion: {level.reason}" in str(level)
+
+
+def test_a_fall_within_noise_is_found_near_its_lowest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Level, then down by one from step 40 to 70, then up: the lowest is at 70, the average lags by some steps.
+    shape = [2.3] * 40 + [2.3 - i / 30 for i in range(30)] + [1.3 + 0.2 * i for i in range(30)]
+    for _ in range(100):
+        noise = 0.2 * torch.randn(100, generator=generator)
+        found = suggested((torch.tensor(shape) + noise).tolist())
+        assert found.reason is None
+        lowest = math.log(found.suggestion * 10 / 1e-6) / math.log(1e6) * 99
+        assert 60 <= lowest <= 80
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -142,7 +142,7 @@ def test_figure_5_has_every_network_and_more_seeds_where_it_judges() -> None:
 
 def test_figure_5_goes_on_where_the_range_test_finds_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     # As with 13 layers and γ = 100: the figure is to show that such a network does not learn.
-    monkeypatch.setattr(tuning, "lr_range_test", lambda *args, **options: SimpleNamespace(suggestion=None))
+    monkeypatch.setattr(tuning, "lr_range_test", lambda *args, **options: SimpleNamespace(suggestion=None, reason=""))
     settings = fig5.Settings(
         **IMAGES, model="plain_net", options={"width": 2}, layers=(3,), seeds=1, training={**TRAINING, "lr": "find"}
     )

@@ -182,15 +182,16 @@ class Trainer:
             except ValueError as error:
                 raise OptionError(f"gamma must be given, it cannot be tuned: {error}") from error
             gamma = search.gamma
+            rests_on = search.profile.rests_on()
             say(
                 f"gamma   {gamma:.4g}, tuned: gradients of the first half over the rest {search.ratio:.3g} "
-                f"({len(search.gammas)} evaluations)"
+                f"({len(search.gammas)} evaluations)" + f", {rests_on}" * bool(rests_on)
             )
         if self.options.lr == FIND:
             size = self.options.batch_size // self.processes.count
             trial = tuning.lr_range_test(self.model, batches(size, min(self.batches, _RATE_STEPS)), steps=_RATE_STEPS)
             if trial.suggestion is None:
-                raise OptionError("lr must be given: in the range test the loss fell at no learning rate")
+                raise OptionError(f"lr must be given: in the range test {trial.reason}")
             lr = trial.suggestion
             say(f"lr      up to {lr:.3g}, by the range test")
         return gamma, lr

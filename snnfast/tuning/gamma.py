@@ -37,6 +37,8 @@ class GammaSearch:
         lines = [f"{'evaluation':>10}  {'gamma':>10}  first half / rest"]
         for place, (gamma, ratio) in enumerate(zip(self.gammas, self.ratios, strict=True), 1):
             lines.append(f"{place:>10}  {gamma:>10.4g}  {ratio:.4g}" + (" (set)" if gamma == self.gamma else ""))
+        if rests_on := self.profile.rests_on():
+            lines.append(rests_on)
         return "\n".join(lines)
 
 

@@ -16,8 +16,7 @@ from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from snnfast._arguments.checks import function
-from snnfast._arguments.checks import path as checked_path
-from snnfast._plots import empty_figure, plain, whole_numbers
+from snnfast._plots import plot_over_layers
 from snnfast.layers import BatchNormNeuron
 from snnfast.tuning.currents import over_time
 from snnfast.tuning.trial import (
@@ -64,6 +63,26 @@ class GradientProfile:
         # Overflow anywhere is an explosion: gradients grow from layer to layer before they overflow.
         return first / rest if 0 < rest < math.inf else math.inf
 
+    @property
+    def reached(self) -> tuple[int, int]:
+        """Of how many layers of the first half, and of the rest, the gradient is not 0: what :attr:`ratio` rests on.
+
+        Blocks whose last batch norm begins with weights of 0 have no gradient inside until the first step.
+        """
+        half = len(self.values) // 2
+        return sum(value != 0 for value in self.values[:half]), sum(value != 0 for value in self.values[half:])
+
+    def rests_on(self) -> str:
+        """Says in words that a ratio rests on fewer than all layers; empty where it rests on all."""
+        first, rest = self.reached
+        if first + rest == len(self.values):
+            return ""
+        half = len(self.values) // 2
+        return (
+            f"resting on {first} of the first {half} layers and {rest} of the other {len(self.values) - half}; the "
+            "gradients of the others are 0"
+        )
+
     def __str__(self) -> str:
         width = max(len("layer"), *(len(name) for name in self.names))
         lines = [f"{'layer':<{width}}  {'gamma':>8}  mean abs. gradient"]
@@ -71,6 +90,8 @@ class GradientProfile:
             lines.append(f"{name:<{width}}  {gamma:>8.4g}  {value:.4e}")
         count = f"{self.batches} batch" + ("es" if self.batches > 1 else "")
         lines.append(f"first half / rest: {self.ratio:.4g} ({count})" if len(self.values) > 1 else f"({count})")
+        if rests_on := self.rests_on():
+            lines.append(rests_on)
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -90,22 +111,14 @@ def plot_profiles(profiles: Mapping[str, GradientProfile], path: str | os.PathLi
         ImportError: matplotlib is not installed.
         ValueError: no profile, or a file ending that matplotlib does not know.
     """
-    if not isinstance(profiles, Mapping):
-        raise TypeError(f"profiles must be a mapping of labels to profiles, got {type(profiles).__name__}")
-    path = checked_path("path", path)
-    if not profiles:
-        raise ValueError("profiles must hold at least one profile, got none")
-    figure = empty_figure(7.2, 4.5)
-    axes = figure.subplots()
-    for label, profile in profiles.items():
-        # A value of 0 has no place on a logarithmic scale: the curve has a gap there.
-        shown = [value if value > 0 else math.nan for value in profile.values]
-        axes.plot(range(1, len(shown) + 1), shown, marker="o", markersize=4, label=label)
-    axes.set(yscale="log", xlabel="spiking layer, from the input", ylabel="mean absolute gradient of the current")
-    plain(axes)
-    whole_numbers(axes.xaxis)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    # A value of 0 has no place on a logarithmic scale: the curve has a gap there.
+    plot_over_layers(
+        profiles,
+        lambda profile: [value if value > 0 else math.nan for value in profile.values],
+        path,
+        yscale="log",
+        ylabel="mean absolute gradient of the current",
+    )
 
 
 def gradient_profile(model: nn.Module, batches: Batches, loss: Loss = F.cross_entropy) -> GradientProfile:

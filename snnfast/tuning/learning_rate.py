@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,16 @@ from snnfast.tuning.trial import Batches, Loss, check_batches, checked_loss, on_
 
 _BELOW_BEST = 10.0  # the suggestion's distance from the rate with the lowest smoothed loss, which is near divergence
 
+_CLEAR = 5.0
+"""Standard errors by which the smoothed loss must fall. Of a loss that is noise about a level, the lowest of a hundred
+smoothed values lies 2 to 3 below it."""
+
+_LEAST = 1e-3
+"""The share of its first level by which a loss without scatter must fall."""
+
+_FIRST = 10
+"""Steps that the loss's first level is the mean of; a fifth of them where there are fewer than five times as many."""
+
 
 @dataclass(frozen=True)
 class LearningRateRange:
@@ -25,8 +36,10 @@ class LearningRateRange:
     * ``losses``: the loss of each step's batch, before the step.
     * ``smoothed``: their exponential moving average, corrected for its start.
     * ``suggestion``: a tenth of the rate at which ``smoothed`` is lowest, as the highest rate of a schedule; None where
-      it never fell below the first loss.
+      it nowhere falls below the loss's first level by clearly more than the losses scatter: a minimum of noise is no
+      reason for a rate. The first steps, whose mean that level is, count for no minimum.
     * ``diverged``: whether the test ended early because the loss grew too large.
+    * ``reason``: why there is no suggestion, in words; None where there is one.
     """
 
     rates: tuple[float, ...]
@@ -34,6 +47,7 @@ class LearningRateRange:
     smoothed: tuple[float, ...]
     suggestion: float | None
     diverged: bool
+    reason: str | None = None
 
     def __str__(self) -> str:
         lowest = min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
@@ -44,7 +58,7 @@ class LearningRateRange:
             f"{self.rates[lowest]:.3g}",
         ]
         if self.suggestion is None:
-            lines.append("no suggestion: the loss never fell")
+            lines.append(f"no suggestion: {self.reason}")
         else:
             lines.append(f"suggested highest rate {self.suggestion:.3g}")
         return "\n".join(lines)
@@ -128,10 +142,34 @@ def lr_range_test(
                 break
             value.sum().backward()
             trial.step()
+    at, reason = _lowest(losses, smoothed, smoothing)
+    suggestion = rates[at] / _BELOW_BEST if reason is None else None
+    return LearningRateRange(tuple(rates), tuple(losses), tuple(smoothed), suggestion, diverged, reason)
+
+
+def _lowest(losses: Sequence[float], smoothed: Sequence[float], smoothing: float) -> tuple[int, str | None]:
+    """Where the smoothed loss is lowest after the first steps, and why that is no minimum to rely on, if it is none.
+
+    The scatter of a loss is taken from its changes from step to step, which a slow fall adds little to. Of independent
+    noise of variance s² an exponential average has (1 - smoothing) / (1 + smoothing) · s², and the mean of n values
+    s² / n.
+    """
+    first = max(1, min(_FIRST, len(losses) // 5))
     finite = [value if math.isfinite(value) else math.inf for value in smoothed]
-    at = min(range(len(finite)), key=finite.__getitem__)
-    suggestion = rates[at] / _BELOW_BEST if finite[at] < finite[0] else None
-    return LearningRateRange(tuple(rates), tuple(losses), tuple(smoothed), suggestion, diverged)
+    at = min(range(first, len(finite)), key=finite.__getitem__, default=0)
+    if at == 0:
+        return at, f"the loss was not finite, or too large, after {len(losses)} step(s)"
+    level = math.fsum(losses[:first]) / first
+    changes = [(after - before) ** 2 for before, after in pairwise(losses[: at + 1])]
+    variance = math.fsum(changes) / (2 * len(changes))
+    error = math.sqrt(variance * ((1 - smoothing) / (1 + smoothing) + 1 / first))
+    fall = level - finite[at]
+    if fall > max(_CLEAR * error, _LEAST * abs(level)):
+        return at, None
+    return at, (
+        f"the loss never fell clearly: {level:.4g} at first, {finite[at]:.4g} where it is lowest, a fall of {fall:.2g} "
+        f"with an error of {error:.2g}, as the losses scatter"
+    )
 
 
 def _again_and_again(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:

@@ -1,0 +1,220 @@
+"""What is left of an image from layer to layer, told for a network that carries it, scrambles it, or is silent."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import snnfast as sf
+from snnfast import models, tuning
+from snnfast.data import load
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def digits(count: int = 16, batches: int = 1) -> list[tuple[Tensor, Tensor]]:
+    data = load("digits").train
+    return [data[start : start + count] for start in range(0, count * batches, count)]
+
+
+def smooth() -> list[tuple[Tensor, Tensor]]:
+    """Images with a little detail, as photographs have it."""
+    coarse = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return [(nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear"), torch.arange(16))]
+
+
+def deep(**options: object) -> models.Network:
+    torch.manual_seed(0)
+    return models.resnet50(10, 1, width=8, steps=3, **options)
+
+
+class Rates(nn.Module):
+    """Inputs [B, N] as currents of one IF layer over four steps."""
+
+    def __init__(self, gain: float = 1.0, **options: object) -> None:
+        super().__init__()
+        self.gain, self.neuron = gain, sf.IF(**options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.neuron(self.gain * x, steps=4)
+
+
+def by_hand(model: Rates, x: Tensor, noise: float) -> tuple[float, float]:
+    noisy = x + noise * x.double().std(correction=0).float() * torch.randn(
+        x.shape, generator=torch.Generator().manual_seed(0)
+    )
+    clean, other = (model(given).mean(0).double() for given in (x, noisy))
+    pairs = [(clean[a] - clean[b]).norm() for a in range(len(x)) for b in range(a)]
+    ratio = (clean - other).norm(dim=1).mean() / torch.stack(pairs).mean()
+    return ratio.item(), clean.mean().item()
+
+
+def test_ratio_and_rate_are_those_of_their_definition() -> None:
+    x = torch.rand(5, 40, generator=torch.Generator().manual_seed(2)) * 2
+    found = tuning.signal_profile(Rates(), [(x, None)], noise=0.3)
+    ratio, rate = by_hand(Rates(), x, 0.3)
+    assert found.ratios == pytest.approx([ratio], rel=1e-6) and 0.05 < ratio < 1
+    assert found.rates == pytest.approx([rate], rel=1e-6)
+    assert (found.names, found.noise, found.images) == (("neuron",), 0.3, 5)
+
+
+def test_time_in_the_second_dimension_is_time_too() -> None:
+    x = torch.rand(5, 4, 40, generator=torch.Generator().manual_seed(2)) * 2
+
+    def profile(time_dim: int, given: Tensor) -> float:
+        return tuning.signal_profile(sf.IF(time_dim=time_dim), [(given, None)], seed=1).rates[0]
+
+    assert profile(1, x) == pytest.approx(profile(0, x.transpose(0, 1).contiguous()))
+
+
+def test_a_deep_network_scrambles_a_cured_one_and_the_twin_do_not() -> None:
+    plain, cured, twin = (
+        tuning.signal_profile(deep(**options), smooth(), noise=0.01)
+        for options in ({}, {"zero_init_residual": True, "shortcut_scale": 2.0}, {"activation": "relu"})
+    )
+    assert len(plain.ratios) == len(cured.ratios) == len(twin.ratios) == 49
+    assert min(plain.ratios[-20:]) > 0.9 and str(plain).count("scrambled") >= 20
+    assert max(cured.ratios) < 0.7 and str(cured).count("healthy") == 49
+    assert all(a < b for a, b in zip(twin.ratios, plain.ratios, strict=True))
+    assert twin.names == plain.names == deep_names()
+
+
+def deep_names() -> tuple[str, ...]:
+    blocks = [f"blocks.{block}.activations.{place}" for block in range(16) for place in range(3)]
+    return ("stem_activation", *blocks)
+
+
+def test_a_silent_network_is_called_silent_and_one_that_always_fires_the_same_for_all() -> None:
+    silent = tuning.signal_profile(Rates(0.01), digits_as_vectors())
+    assert math.isnan(silent.ratios[0]) and silent.rates == (0.0,) and silent.verdict(0) == "silent"
+    assert "silent" in str(silent)
+    always = tuning.signal_profile(nn.Sequential(AddOne(), Rates(50.0)), digits_as_vectors())
+    assert math.isnan(always.ratios[0]) and always.verdict(0) == "the same for all images"
+
+
+class AddOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def digits_as_vectors() -> list[tuple[Tensor, Tensor]]:
+    return [(x.flatten(1), y) for x, y in digits()]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(0.7, "healthy"), (0.71, "fading"), (0.89, "fading"), (0.9, "scrambled"), (1.2, "scrambled")]
+)
+def test_verdicts(ratio: float, verdict: str) -> None:
+    assert tuning.SignalProfile(("a",), (ratio,), (0.1,), 0.05, 2).verdict(0) == verdict
+
+
+def test_batches_are_averaged_and_noise_is_the_seeds() -> None:
+    model = Rates()
+    both = [(x.flatten(1) * 3, y) for x, y in digits(8, 2)]
+    assert tuning.signal_profile(model, both).images == 16
+    assert tuning.signal_profile(model, both, seed=5) == tuning.signal_profile(model, both, seed=5)
+    assert tuning.signal_profile(model, both, seed=5) != tuning.signal_profile(model, both, seed=6)
+    rates = [tuning.signal_profile(model, [one]).rates[0] for one in both]
+    assert tuning.signal_profile(model, both).rates[0] == pytest.approx(sum(rates) / 2)
+
+
+def test_nothing_of_the_model_is_changed_and_dropout_is_off() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.9), sf.IF(carry_state=True)).eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    images = [(torch.stack([x] * 3), y) for x, y in digits()]
+    model[0] = nn.Flatten(2)
+    model[1] = OverBatch(model[1])
+    model.eval()
+    found = tuning.signal_profile(model, images)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(
+        torch.equal(model.state_dict()[name.replace("1.", "1.norm.", 1)], value) for name, value in state.items()
+    )
+    assert not any(module.training for module in model.modules())
+    assert model[3]._state is None
+    assert found == tuning.signal_profile(model, images)
+    # Its own statistics, unless evaluation is asked for.
+    assert found.rates != tuning.signal_profile(model, images, training=False).rates
+
+
+class OverBatch(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def test_a_layer_that_is_called_twice_has_two_rows() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neuron = sf.IF()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.neuron(self.neuron(3 * x.flatten(1), steps=4) * 2)
+
+    assert tuning.signal_profile(Twice(), digits()).names == ("neuron", "neuron#2")
+
+
+ONE = torch.rand(1, 8)
+REFUSED = {
+    "a batch must have at least 2 images, between which there is a distance, got 1": (ValueError, ONE, {}),
+    "inputs must hold images, got a batch whose values are all the same": (ValueError, torch.full((4, 8), 0.5), {}),
+    "images must differ, got a batch of 3 that are all the same": (ValueError, ONE.repeat(3, 1), {}),
+    "inputs must be finite, got NaN or infinity": (ValueError, torch.full((4, 8), math.nan), {}),
+    "inputs must be a floating tensor, to which noise can be added, got torch.int64": (TypeError, torch.arange(8), {}),
+    "inputs must be a floating tensor, to which noise can be added, got str": (TypeError, "images", {}),
+    "noise must be finite and above 0, got 0": (ValueError, torch.rand(4, 8), {"noise": 0}),
+    "noise must be finite and above 0, got nan": (ValueError, torch.rand(4, 8), {"noise": math.nan}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_measured_is_refused(message: str) -> None:
+    error, inputs, options = REFUSED[message]
+    with pytest.raises(error, match=message):
+        tuning.signal_profile(Rates(), [(inputs, None)], **options)
+
+
+def test_a_network_without_neurons_or_batches_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no spiking layer .* and no ReLU: Linear"):
+        tuning.signal_profile(nn.Linear(8, 2), [(torch.rand(4, 8), None)])
+    with pytest.raises(ValueError, match="no batch"):
+        tuning.signal_profile(Rates(), [])
+
+    class Past(Rates):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(ValueError, match="reaches none of its spiking layers"):
+        tuning.signal_profile(Past(), [(torch.rand(4, 8), None)])
+
+
+def test_pictures_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    found = tuning.signal_profile(Rates(2.0), digits_as_vectors())
+    found.plot(tmp_path / "one.png")
+    tuning.plot_signals({"a": found, "b": found}, tmp_path / "two.svg")
+    assert (tmp_path / "one.png").stat().st_size > 1000 and (tmp_path / "two.svg").stat().st_size > 1000
+    with pytest.raises(ValueError, match="profiles must hold at least one profile, got none"):
+        tuning.plot_signals({}, tmp_path / "none.png")
+
+
+def test_a_ratio_says_how_many_layers_it_rests_on() -> None:
+    cured = deep(zero_init_residual=True, shortcut_scale=2.0)
+    search = tuning.tune_gamma(cured, digits(), tolerance=0.5)
+    # Inside of the blocks no gradient arrives: of their three neurons the last alone has one, and the stem's.
+    first, rest = search.profile.reached
+    assert first + rest == 17
+    said = f"resting on {first} of the first 24 layers and {rest} of the other 25; the gradients of the others are 0"
+    assert said in str(search) and said in str(search.profile)
+    whole = tuning.gradient_profile(models.plain_net(10, 1, image_size=8, layers=4, steps=3), digits())
+    assert whole.reached == (1, 2) and whole.rests_on() == "" and "resting" not in str(whole)
