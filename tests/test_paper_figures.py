@@ -250,17 +250,20 @@ def test_table_3_has_every_kind_and_seed_and_a_second_data_set_where_it_is_there
     given = {field.name: getattr(RESIDUAL, field.name) for field in fields(RESIDUAL)}
     both = table3.measure(table3.Settings(**given, seeds=2, besides=MINIATURE), CONTEXT)
     names = ["comparison", "accuracies"]
-    assert [table.name for table in both.tables] == [*names, "shortcuts", *(f"digits-{name}" for name in names)]
-    assert [plot.name for plot in both.plots] == ["accuracies", "shortcuts", "digits-accuracies"]
+    own = ["shortcuts", "signals", "rates"]
+    assert [table.name for table in both.tables] == [*names, *own, *(f"digits-{name}" for name in names)]
+    assert [plot.name for plot in both.plots] == ["accuracies", *own, "digits-accuracies"]
     assert [verdict.claim.startswith("digits: ") for verdict in both.verdicts] == [False] * 5 + [True] * 4
     found = columns(both.tables[2])
     assert list(zip(found["network"], found["seed"], strict=True)) == [(k, s) for k in table3.VARIANTS for s in (0, 1)]
     assert [gamma is None for gamma in found["gamma"]] == [False] * 6 + [True] * 4
+    assert list(dict.fromkeys(columns(both.tables[3])["network"])) == list(table3.VARIANTS)
+    assert list(dict.fromkeys(columns(both.tables[4])["network"])) == list(table3.VARIANTS)[:3]
     assert columns(both.tables[0])["method"][:1] == ["resnet18, backpropagation, identity blocks at first"]
     draw(both)
     absent = table3.Settings(**given, seeds=1, besides=replace(MINIATURE, data="imagenette"))
     alone = table3.measure(absent, replace(CONTEXT, data_dir=str(tmp_path)))
-    assert [table.name for table in alone.tables] == [*names, "shortcuts"]
+    assert [table.name for table in alone.tables] == [*names, *own]
     assert alone.notes[-1].startswith("imagenette is not measured: ")
 
 

@@ -48,9 +48,10 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10",
-        train=3000,
-        test=1000,
+        data="cifar100",
+        otherwise="cifar10",
+        train=8000,
+        test=2000,
         size=16,
         model="plain_net",
         options={"width": 16},
@@ -116,7 +117,7 @@ def measure(settings: Settings, context: Context) -> Outcome:
     rows = [[t.layers, VARIANTS[t.variant], t.seed, t.gamma, t.ratio, t.lr, t.train, t.test] for t in found]
     notes = [
         f"{in_words(data, settings.model, settings.options)}, {training_in_words(settings.training)}; evaluated at the "
-        "steps of training. The paper's figure 5 is of CIFAR-100 and gives no numbers."
+        "steps of training. The paper's figure 5 gives no numbers."
     ]
     if unbalanced:
         notes.append(f"No γ balances the gradients, the default is used: {'; '.join(unbalanced)}.")

@@ -38,9 +38,10 @@ class Settings(experiment.Settings):
 
 SETTINGS = {
     "small": Settings(
-        data="cifar10",
-        train=2500,
-        test=1000,
+        data="cifar100",
+        otherwise="cifar10",
+        train=8000,
+        test=2000,
         size=16,
         model="plain_net",
         options={"width": 16},

@@ -13,11 +13,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from snnfast.data import DataError
+from snnfast.tuning import SignalProfile
 
-from . import comparison
+from . import comparison, deep
 from .comparison import Trained
 from .experiment import Context, Experiment, Outcome, Plot, Table, Verdict
-from .workbench import COLOURS, accuracies, dress, images, images_of
+from .workbench import COLOURS, accuracies, dress, images, images_of, network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,15 +59,22 @@ class Variant:
 
 
 CURE = {"zero_init_residual": True, "shortcut_scale": 2.0}
-CURED, PLAIN, MEMBRANE = "identity blocks at first", "as in the paper's text", "membrane shortcuts"
+CURED, PLAIN = "identity blocks at first", "as in the paper's text"
+MEMBRANE = f"membrane shortcuts, {CURED}"
 CURED_TWIN, PLAIN_TWIN = f"ANN twin, {CURED}", f"ANN twin, {PLAIN}"
 VARIANTS = {
     CURED: Variant(options=CURE),
     PLAIN: Variant(),
-    MEMBRANE: Variant("ms_"),
+    MEMBRANE: Variant("ms_", {"zero_init_residual": True}),
     CURED_TWIN: Variant(options=CURE, twin=True),
     PLAIN_TWIN: Variant(twin=True),
 }
+
+RATED = 50
+"""Test images on which firing rates are measured."""
+
+SIGNAL_STEPS = 3
+"""Time steps of the networks whose signals are profiled."""
 
 ERRORS = 5
 """Binomial errors by which the accuracy of each seed must exceed guessing. Fixed before this table was measured; that
@@ -78,10 +86,13 @@ class Settings(comparison.Settings):
     """Of the network of the table.
 
     * ``seeds``: networks of each kind.
+    * ``signals``: images and width of the networks whose signals are profiled, before training, on images as the data
+      set has them; None for the settings' width and images.
     * ``besides``: of another one, measured too where its data set can be read; None for none.
     """
 
     seeds: int = 3
+    signals: tuple[int, int] | None = None
     besides: comparison.Settings | None = None
 
 
@@ -101,6 +112,7 @@ SETTINGS = {
         tuning=(4, 16),
         trained_counts=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32),
         converted_test=50,
+        signals=(32, 64),
     ),
     "full": Settings(
         data="cifar100",
@@ -158,6 +170,7 @@ def _table(settings: Settings, context: Context) -> Outcome:
     counts = sorted({settings.steps, at})
     seeds: list[Seed] = []
     of_table: dict[str, Trained] = {}
+    signals = deep.signals(_profiles(settings, context))
     for kind, variant in VARIANTS.items():
         own = replace(settings, model=variant.prefix + settings.model, options={**settings.options, **variant.options})
         for seed in range(settings.seeds):
@@ -177,16 +190,31 @@ def _table(settings: Settings, context: Context) -> Outcome:
     others = comparison.verdicts(measured, at, settings.wanted)
     kept = others if settings.wanted is not None else others[:1]  # of the twin it is said over all seeds
     steps = comparison.steps_verdict(measured.trained, measured.converted, settings.model, measured.classes)
+    spiking = {kind: made.network for kind, made in of_table.items() if not VARIANTS[kind].twin}
+    rates = deep.rates(spiking, data.test, RATED)
+    bars = Plot("shortcuts", f"Test accuracy at {at} steps", _drawing(seeds, at, data.classes))
     notes = [*measured.notes, f"{settings.seeds} network(s) of each kind; accuracies are of all test images."]
     return Outcome(
-        [*made_of.tables, shortcuts(seeds, settings.steps, at)],
-        [
-            *made_of.plots,
-            Plot("shortcuts", f"Test accuracy by shortcut, at {at} steps", _drawing(seeds, at, data.classes)),
-        ],
+        [*made_of.tables, shortcuts(seeds, settings.steps, at), signals[0], rates[0]],
+        [*made_of.plots, bars, signals[1], rates[1]],
         [*found, *kept, steps],
         notes,
     )
+
+
+def _profiles(settings: Settings, context: Context) -> dict[str, SignalProfile]:
+    """The signal of a network of each kind before training."""
+    number, width = settings.signals if settings.signals is not None else (32, None)
+    whole = images(settings.data_set(context.data_dir), context)
+    data = images_of(settings, context) if width is None else whole
+    context.say(f"  signals of {len(VARIANTS)} networks on {number} images")
+    found = {}
+    for kind, variant in VARIANTS.items():
+        options = {**settings.options, **variant.options, **({} if width is None else {"width": width})}
+        twin = {"activation": "relu"} if variant.twin else {}
+        made = network(variant.prefix + settings.model, data, context, steps=SIGNAL_STEPS, **options, **twin)
+        found[kind] = deep.profiled(made, data.train, number)
+    return found
 
 
 def shortcuts(seeds: Sequence[Seed], steps: int, at: int) -> Table:
