@@ -307,6 +307,14 @@ def tuning_entries() -> dict[str, Entry]:
         "lr_range_test": Entry(tuning.lr_range_test, run, {**trial, **test}, {"lowest": ("rates",)}),
         "hold_thresholds": Entry(tuning.hold_thresholds, {"model": net()}, {"model": "module"}),
         "normalize_thresholds": Entry(tuning.normalize_thresholds, run, {"model": "module", "batches": "batches"}),
+        "signal_profile": Entry(
+            tuning.signal_profile,
+            run,
+            {"model": "module", "batches": "batches", "noise": "one number", "training": "flag", "seed": "count"},
+        ),
+        "plot_signals": Entry(
+            tuning.plot_signals, {"profiles": {}, "path": "x"}, {"profiles": "options", "path": "path"}
+        ),
         "plot_profiles": Entry(
             tuning.plot_profiles, {"profiles": {}, "path": "x"}, {"profiles": "options", "path": "path"}
         ),
@@ -391,7 +399,7 @@ ENTRIES = {f"{room}.{name}".lstrip("."): e for room, table in TABLES.items() for
 RECORDS = "a record of results, made by the package"
 PARTS = "a part that the networks are made of, by the package"
 LEFT_OUT = {
-    **dict.fromkeys(["GammaSearch", "GradientProfile", "LearningRateRange", "ImageData"], RECORDS),
+    **dict.fromkeys(["GammaSearch", "GradientProfile", "SignalProfile", "LearningRateRange", "ImageData"], RECORDS),
     **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport"], RECORDS),
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
     **dict.fromkeys(["MembraneResNet", "MembraneBlock"], PARTS),

@@ -439,3 +439,12 @@ def test_the_defaults_in_trains_help_are_those_it_trains_with(name):
         mine = [part for part in said.split("; ") if data in re.split(r"[ ,]+", part.rpartition(" for ")[2])]
         assert len(mine) == 1, said
         assert mine[0].startswith("that of the shape for " if value is None else f"{value} for ")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("False", False), ("2.0", 2.0), ("relu", "relu"), ("'true'", "true")]
+)
+def test_a_model_option_is_what_its_text_says(text: str, value: object) -> None:
+    from snnfast.cli.train import _model_option
+
+    assert _model_option(f"activation={text}") == ("activation", value)

@@ -226,5 +226,13 @@ def test_a_data_sets_own_defaults_give_way_to_what_is_given() -> None:
     assert (cifar.lr, cifar.gamma, cifar.augment) == (0.1, "tune", "cifar")
     twin = TrainOptions.for_data("imagenette", model_options={"activation": "relu"})
     assert (twin.gamma, twin.evaluated_steps) == (None, (10,))
+    # The network of that data set still: its stem, and how its blocks begin.
+    blocks = {"zero_init_residual": True, "shortcut_scale": 2.0}
+    assert twin.model_options == {"stem": "7x7", **blocks, "activation": "relu"}
+    assert TrainOptions.for_data("cifar100", model_options={"zero_init_residual": False}).model_options == {
+        "zero_init_residual": False,
+        "shortcut_scale": 2.0,
+    }
+    assert TrainOptions.for_data("cifar100", model="resnet18").model_options == {}
     assert TrainOptions.for_data("digits") == TrainOptions()
     assert replace(options, data="digits").epochs == 7

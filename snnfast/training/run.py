@@ -101,7 +101,7 @@ def train(options: TrainOptions, *, resume: bool = False) -> Run:
         files = _Files(trainer, folder, say)
         with closing(trainer), Board(options.tensorboard and processes.first, folder.path) as board:
             files.begin(resume)
-            say(f"model   {options.model}, {_parameters(trainer)} parameters; {_neuron(trainer)}", flush=True)
+            say(f"model   {_named(options)}, {_parameters(trainer)} parameters; {_neuron(trainer)}", flush=True)
             trainer.tune(say)
             if not trainer.history:
                 # From here on the folder is this run's: --resume goes on with it, and not with an earlier one.
@@ -221,6 +221,12 @@ def _silent(*_: Any, **__: Any) -> None:
 
 def _parameters(trainer: Trainer) -> str:
     return f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}"
+
+
+def _named(options: TrainOptions) -> str:
+    """The network with its options, those of the data set's preset among them."""
+    given = ", ".join(f"{name}={value}" for name, value in options.model_options.items())
+    return options.model + f" ({given})" * bool(given)
 
 
 def _neuron(trainer: Trainer) -> str:
