@@ -100,7 +100,7 @@ SETTINGS = {
     "small": Settings(
         data="cifar100",
         otherwise="cifar10",
-        train=8000,
+        train=6000,
         test=2000,
         size=16,
         model="resnet50",

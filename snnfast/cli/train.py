@@ -99,6 +99,21 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         help=f"(highest) learning rate, or find: by a range test first (default: {default('lr')})",
     )
     parser.add_argument("--schedule", metavar="NAME", help=f"{', '.join(training.SCHEDULES)} (default: one-cycle)")
+    parser.add_argument(
+        "--loss",
+        metavar="NAME",
+        help=f"{', '.join(training.LOSSES)}: cross entropy of the logits summed over time, or of each step's, averaged "
+        "(default: sum)",
+    )
+    parser.add_argument(
+        "--label-smoothing", type=float, metavar="SHARE", help="of a label, spread over all classes (default: 0)"
+    )
+    parser.add_argument(
+        "--ema",
+        type=float,
+        metavar="SHARE",
+        help="of the past in a moving average of the weights, which is evaluated then (default: no average)",
+    )
     parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="AdamW's (default: 0.01)")
     parser.add_argument("--clip", type=float, metavar="NORM", help="cut the gradient to this norm (default: it is not)")
     parser.add_argument(

@@ -150,12 +150,14 @@ class Network(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor, steps: int | None = None) -> Tensor:
+    def forward(self, images: Tensor, steps: int | None = None, *, per_step: bool = False) -> Tensor:
         """Logits [B, classes]: the last layer's currents, summed over time.
 
         Args:
             images: [B, C, H, W], floating, each held as a constant current.
             steps: number of time steps; default the network's own. Not used with ReLU.
+            per_step: whether to give each step's currents, [T, B, classes], in the place of their sum; with ReLU T is
+                1. The dropout of a network that has one draws a mask for each step then.
 
         Raises:
             TypeError: images that are no floating tensor, steps that are no int.
@@ -164,6 +166,9 @@ class Network(nn.Module):
         steps = self.steps if steps is None else integer("steps", steps, least=1)
         check_images(images)
         features = self.features(images, steps)
+        if per_step:
+            features = features if self.activation.spiking else features[None]
+            return self.classifier(self.head(features.flatten(0, 1)), 1).unflatten(0, features.shape[:2])
         if self.activation.spiking:
             features = self.count(features)
         else:

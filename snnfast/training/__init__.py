@@ -8,7 +8,7 @@ training, for other programs. What a user can get wrong is an :class:`OptionErro
 
 from snnfast.training.checkpoints import CheckpointError, load_model
 from snnfast.training.implementations import IMPLEMENTATIONS
-from snnfast.training.options import AUGMENTATIONS, PRECISIONS, SCHEDULES, SURROGATES, OptionError, TrainOptions
+from snnfast.training.options import AUGMENTATIONS, LOSSES, PRECISIONS, SCHEDULES, SURROGATES, OptionError, TrainOptions
 from snnfast.training.output import OutputError
 from snnfast.training.processes import Processes
 from snnfast.training.run import Run, options_for, train
@@ -18,6 +18,7 @@ from snnfast.training.trainer import DivergedError, Evaluation, FiringRecord, St
 __all__ = [
     "AUGMENTATIONS",
     "IMPLEMENTATIONS",
+    "LOSSES",
     "PRECISIONS",
     "SCHEDULES",
     "SURROGATES",

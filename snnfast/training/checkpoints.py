@@ -6,7 +6,7 @@ import io
 import os
 import zipfile
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,9 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is not one that `snnfast train` wrote: no {', '.join(missing) or 'options'}"
         )
-    known = {field.name for field in fields(TrainOptions)}
-    content["options"] = {name: value for name, value in content["options"].items() if name in known}
+    # An option that came later was what it is where nothing is said.
+    defaults = asdict(TrainOptions())
+    content["options"] = {name: content["options"].get(name, default) for name, default in defaults.items()}
     content["options"]["eval_steps"] = tuple(content["options"].get("eval_steps", ()))
     return content
 
@@ -182,6 +183,8 @@ def _check_weights(model: nn.Module, state: dict[str, Any]) -> None:
 def load_model(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> nn.Module:
     """The network of a checkpoint, with its weights and surrogates, in evaluation mode on the CPU.
 
+    Of a run with ``ema`` the average, which its accuracies are of.
+
     Args:
         path: the file, or the folder it is in.
         data_dir: where the data set is that the network was trained on, for the shape of its images; see
@@ -199,6 +202,7 @@ def load_model(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | 
         model = build(load(options.data, folder), options)
     except OptionError as error:
         raise CheckpointError(f"the checkpoint's options are not this snnfast's: {error}") from error
-    _check_weights(model, content["model"])
-    model.load_state_dict(content["model"])
+    weights = content["average"]["model"] if content.get("average") else content["model"]
+    _check_weights(model, weights)
+    model.load_state_dict(weights)
     return model.eval()

@@ -18,6 +18,8 @@ FIND, TUNE = "find", "tune"
 """In the place of a number: the learning rate by a range test, the surrogate's sharpness by balancing gradients."""
 
 SCHEDULES = ("one-cycle", "constant")
+LOSSES = ("sum", "tet")
+"""Cross entropy of the logits summed over time (the paper's), and of each step's, averaged (Deng et al. 2022)."""
 SURROGATES: Mapping[str, Callable[..., surrogate.Surrogate]] = surrogate.SHAPES
 AUGMENTATIONS = {"none": None, "cifar": augment.CIFAR}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -87,6 +89,11 @@ class TrainOptions:
       batch that is not full is left out, another one each epoch.
     * ``lr``: the (highest) learning rate, or ``"find"``: :func:`snnfast.tuning.lr_range_test` finds it first.
     * ``schedule``: ``one-cycle``, or ``constant``.
+    * ``loss``: cross entropy, ``sum`` of the logits summed over time, or ``tet`` of each step's logits, averaged over
+      the steps (temporal efficient training, Deng et al. 2022, without its second term).
+    * ``label_smoothing``: the share of the label's probability that is spread over all classes, from 0 to below 1.
+    * ``ema``: the share of the past, from 0 to below 1, in an exponential moving average of weights and running
+      statistics, which is what is evaluated then; None for none.
     * ``weight_decay``: AdamW's.
     * ``clip``: the norm to which the gradient is cut; None leaves it.
     * ``gamma``: the surrogate's sharpness in every spiking layer; ``"tune"``: :func:`snnfast.tuning.tune_gamma` finds
@@ -117,6 +124,9 @@ class TrainOptions:
     batch_size: int = 64
     lr: float | str = 5e-3
     schedule: str = "one-cycle"
+    loss: str = "sum"
+    label_smoothing: float = 0.0
+    ema: float | None = None
     weight_decay: float = 0.01
     clip: float | None = None
     gamma: float | str | None = None
@@ -135,6 +145,12 @@ class TrainOptions:
         _checked(word, "model", self.model, models.names())
         _checked(word, "layer", self.layer, IMPLEMENTATIONS)
         _checked(word, "schedule", self.schedule, SCHEDULES)
+        _checked(word, "loss", self.loss, LOSSES)
+        if self.loss != "sum" and self.model == "digits":
+            raise OptionError(f"loss must be 'sum' with the model 'digits', got {self.loss!r}")
+        _checked(number_within, "label_smoothing", self.label_smoothing, least=0, below=1)
+        if self.ema is not None:
+            _checked(number_within, "ema", self.ema, least=0, below=1)
         _checked(word, "augment", self.augment, AUGMENTATIONS)
         if self.precision is not None:
             _checked(word, "precision", self.precision, PRECISIONS)

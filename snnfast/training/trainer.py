@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snnfast import models, tuning
 from snnfast._errors import is_out_of_memory, one_line
@@ -124,6 +125,9 @@ class Trainer:
                 # On the CPU, then moved, so that a seed means the same weights on every device.
                 torch.manual_seed(options.seed)
                 model = build(data, options)
+        if options.loss != "sum" and "per_step" not in inspect.signature(model.forward).parameters:
+            of = f"a model without per_step, such as {type(model).__name__}"
+            raise OptionError(f"loss must be 'sum' for {of}, got {options.loss!r}")
         self.layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         self.model = model.to(device, memory_format=self.layout)  # type: ignore[call-overload]  # torch declares no layout
         self.order = torch.Generator().manual_seed(options.seed)
@@ -212,6 +216,10 @@ class Trainer:
             )
         else:
             self.schedule = torch.optim.lr_scheduler.ConstantLR(self.optimizer, 1.0, 0)
+        self.average: AveragedModel | None = None
+        if self.options.ema is not None:
+            decay = get_ema_multi_avg_fn(self.options.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
         self._trained: nn.Module = self.model
         if self.processes.count > 1:
             models.synchronize(self.model)
@@ -273,12 +281,13 @@ class Trainer:
         start = synchronized_time(self.device)
         self.optimizer.zero_grad()
         with self._autocast():
-            logits = self._trained(images.contiguous(memory_format=self.layout))
-            loss = F.cross_entropy(logits, labels)
+            logits, loss = self._logits_and_loss(images.contiguous(memory_format=self.layout), labels)
         loss.backward()
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         seconds = synchronized_time(self.device) - start
         self.schedule.step()
         correct = (logits.detach().argmax(1) == labels).float().mean()
@@ -300,24 +309,43 @@ class Trainer:
             )
         return record
 
+    def _logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits [B, classes] of a batch and its loss, as the options have it."""
+        smoothing = self.options.label_smoothing
+        if self.options.loss == "sum":
+            logits = self._trained(images)
+            return logits, F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        each = self._trained(images, per_step=True)
+        loss = F.cross_entropy(each.flatten(0, 1), labels.repeat(len(each)), label_smoothing=smoothing)
+        return each.sum(0), loss
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What :meth:`evaluate` runs: the network, or the average of its weights where one is kept and has begun."""
+        average = self.average if self.tuned else None
+        if average is None or not average.n_averaged:
+            return self.model
+        return average.module
+
     @torch.no_grad()
     def evaluate(self, split: Split, steps: int | None = None) -> Evaluation:
         """Loss and accuracy on ``split`` in evaluation mode, at ``steps`` time steps (default: those of training).
 
         All processes take part, each with a part of the images.
         """
-        was_training = self.model.training
-        self.model.eval()
+        model = self.evaluated
+        was_training = model.training
+        model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         size = self.options.batch_size // self.processes.count
         for start in range(self.processes.rank * size, len(split), self.processes.count * size):
             images, labels = split[slice(start, start + size)]
             with self._autocast():
                 images = images.contiguous(memory_format=self.layout)
-                logits = self.model(images) if steps is None else self.model(images, steps=steps)
+                logits = model(images) if steps is None else model(images, steps=steps)
             sums[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
             sums[1] += (logits.argmax(1) == labels).sum()
-        self.model.train(was_training)
+        model.train(was_training)
         loss, accuracy = (self.processes.sum(sums) / len(split)).tolist()
         return Evaluation(
             len(self.history) // self.batches,
@@ -335,7 +363,7 @@ class Trainer:
         """
         images, _ = self.data.test[slice(0, self.options.batch_size // self.processes.count)]
         with self._autocast():
-            found = layer_activity(self.model, images.contiguous(memory_format=self.layout))
+            found = layer_activity(self.evaluated, images.contiguous(memory_format=self.layout))
         epoch = len(self.history) // self.batches
         return [FiringRecord(epoch, row.name, row.rate, row.silent, row.saturated) for row in found]
 
@@ -402,6 +430,9 @@ class Trainer:
             "history": torch.tensor([astuple(record) for record in self.history], dtype=torch.float64).view(-1, 6),
             "evaluations": [astuple(evaluation) for evaluation in self.evaluations],
             "rates": [astuple(record) for record in self.rates],
+            "average": None
+            if self.average is None
+            else {"count": int(self.average.n_averaged), "model": self.average.module.state_dict()},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -412,6 +443,9 @@ class Trainer:
         # torch keeps the tensors it is given: the state may be of a trainer that goes on, too.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"]["model"])
+            self.average.n_averaged.fill_(state["average"]["count"])
         self._order_of_epoch = state["order"]
         self.order.set_state(state["order"])
         own = state["processes"][self.processes.rank]
