@@ -16,6 +16,7 @@ from snnfast.benchmarks.paper import claims, comparison, fig2, fig3, fig4, fig5,
 from snnfast.benchmarks.paper.experiment import Context, Experiment, Outcome, Settings, Table
 from snnfast.benchmarks.paper.reproduce import NAMES, _experiment
 from snnfast.data import DataError, data_sets
+from snnfast.training import Trainer
 from snnfast.training.options import OptionError
 
 CONTEXT = Context("small", None, torch.device("cpu"), say=lambda line: None)
@@ -50,7 +51,7 @@ def test_every_name_has_an_experiment_of_both_scales() -> None:
     for name in NAMES:
         experiment = _experiment(name)
         assert experiment.name == name
-        assert set(experiment.settings) == {"small", "full"}
+        assert {"small", "full"} <= set(experiment.settings) <= {"small", "medium", "full"}
         for settings in experiment.settings.values():
             assert {settings.data, settings.otherwise} - {None} <= set(data_sets())
 
@@ -265,6 +266,21 @@ def test_table_3_has_every_kind_and_seed_and_a_second_data_set_where_it_is_there
     alone = table3.measure(absent, replace(CONTEXT, data_dir=str(tmp_path)))
     assert [table.name for table in alone.tables] == [*names, *own]
     assert alone.notes[-1].startswith("imagenette is not measured: ")
+
+
+def test_a_long_comparison_that_was_stopped_goes_on_with_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(MINIATURE, train=None, test=None, training={**TRAINING, "batch_size": 400}, long=True)
+    folder = replace(CONTEXT, folder=str(tmp_path))
+    whole = comparison.measure(settings, folder)
+    names = ["layers=3-width=4-activation=relu-seed=0", "layers=3-width=4-seed=0"]
+    runs = tmp_path / "runs" / "small"
+    assert sorted(run.name for run in runs.iterdir()) == [f"plain_net-{name}" for name in names]
+    steps = []
+    monkeypatch.setattr(Trainer, "step", lambda *arguments: steps.append(arguments))
+    assert comparison.measure(settings, folder) == whole  # read back, nothing is trained again
+    assert not steps
 
 
 @pytest.mark.parametrize(

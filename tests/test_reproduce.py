@@ -220,11 +220,12 @@ def test_a_run_that_says_nothing_for_a_while_is_said_to_go_on(
 WRONG = {
     "fig33": f"unknown table or figure 'fig33'; known: {', '.join(reproduce.NAMES)}, all",
     "": "the following arguments are required: NAME",
-    "fig3 --scale medium": "argument --scale: invalid choice: 'medium'",
+    "fig3 --scale huge": "argument --scale: invalid choice: 'huge'",
     "fig3 --device gpu": "device must be cpu, cuda or cuda:N, got 'gpu'",
     "fig3 --threads 0": "threads must be at least 1, got 0",
     "fig3 --threads two": "argument --threads: invalid int value: 'two'",
     "fig3 --out taken": "output folder ",
+    "fig3 --scale medium": "fig3 has no scale medium; these have: table2, table3",
     "fig3": "the data set 'cifar10' is read from a folder",
     "all --data-dir nowhere": "data folder 'nowhere' does not exist",
     "table1 --data-dir .": "mnist: no train-images-idx3-ubyte[.gz]",

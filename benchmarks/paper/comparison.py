@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from snnfast.convert import to_spiking
 from snnfast.data import ImageData
 from snnfast.models import Network
+from snnfast.training import TrainOptions, train
 
 from . import experiment
 from .experiment import Context, Outcome, Plot, Table, Verdict
@@ -54,6 +59,8 @@ class Settings(experiment.Settings):
     * ``calibration``: training images that thresholds are balanced on, and the steps that takes.
     * ``converted_test``: test images for the converted network, which is slow; None for all.
     * ``batch_size``: of inference.
+    * ``long``: whether the networks are trained as ``snnfast train`` does it, each in a folder of its own under the
+      results', with checkpoints: a run that was stopped goes on where it was, bit for bit. On whole data sets alone.
     """
 
     evaluated: int
@@ -65,6 +72,7 @@ class Settings(experiment.Settings):
     calibration: tuple[int, int] = (200, 100)
     converted_test: int | None = None
     batch_size: int = 50
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,8 @@ class Trained:
 
 def trained_network(settings: Settings, data: ImageData, context: Context, *, seed: int = 0) -> Trained:
     """The settings' network, its γ balanced, trained; ``seed`` is of its weights and of training."""
+    if settings.long:
+        return _trained_in_folder(settings, context, seed, {}, "tune")
     model = network(settings.model, data, context, seed=seed, steps=settings.steps, **settings.options)
     sharpness = sharpen(model, data, settings.tuning, context.say)
     context.say(f"  {settings.model}, seed {seed}, γ = {sharpness}")
@@ -119,6 +129,8 @@ def trained_twin(settings: Settings, data: ImageData, context: Context, *, seed:
     """The ANN twin of :func:`trained_network`'s."""
     context.say(f"  {settings.model}, seed {seed}, its ANN twin")
     kind = {"activation": "relu"}
+    if settings.long:
+        return _trained_in_folder(settings, context, seed, kind, None)
     model = network(settings.model, data, context, seed=seed, steps=settings.steps, **kind, **settings.options)
     return _trained(model, None, settings, data, context, seed)
 
@@ -128,6 +140,37 @@ def _trained(
 ) -> Trained:
     trainer = train_model(model, data, context, steps=settings.steps, seed=seed, **settings.training)
     return Trained(model, sharpness, fmean(step.loss for step in trainer.history[-trainer.batches :]))
+
+
+def _trained_in_folder(
+    settings: Settings, context: Context, seed: int, kind: Mapping[str, Any], gamma: str | None
+) -> Trained:
+    """The network of a run in a folder of its own, which goes on from its checkpoint."""
+    assert context.folder is not None, "a long run needs a folder"
+    assert settings.train is settings.size is None, "a long run is of a whole data set"
+    options = {**settings.options, **kind}
+    named = "-".join([settings.model, *(f"{name}={value}" for name, value in options.items()), f"seed={seed}"])
+    run = train(
+        TrainOptions(
+            data=settings.data_set(context.data_dir),
+            data_dir=context.data_dir,
+            model=settings.model,
+            model_options=options,
+            steps=settings.steps,
+            gamma=gamma,
+            seed=seed,
+            device=str(context.device),
+            threads=torch.get_num_threads(),
+            out=str(Path(context.folder) / "runs" / context.scale / named),
+            **settings.training,
+        ),
+        resume=True,
+    )
+    model = run.trainer.evaluated
+    assert isinstance(model, Network), model
+    # Its γ is balanced, or the run ended with an error; the ratio is in what the run printed.
+    sharpness = None if run.trainer.gamma is None else Sharpness(run.trainer.gamma, math.nan, True)
+    return Trained(model, sharpness, fmean(step.loss for step in run.trainer.history[-run.trainer.batches :]))
 
 
 def compared(settings: Settings, data: ImageData, context: Context, ours: Trained, twin: Trained) -> Measured:

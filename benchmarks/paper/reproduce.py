@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise OptionError(f"unknown table or figure {arguments.name!r}; known: {', '.join((*NAMES, ALL))}")
         device = choose_device(arguments.device)
         check_threads(arguments.threads)
-        experiments = [_experiment(name) for name in (NAMES if arguments.name == ALL else (arguments.name,))]
+        experiments = _chosen(arguments.name, arguments.scale)
         out = OutputFolder(arguments.out)
         for one in experiments:
             OutputFolder(out.path / one.name)
@@ -60,6 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(experiments, context, out, _command(arguments))
 
 
+def _chosen(name: str, scale: str) -> list[Experiment]:
+    """The experiments of a name, or all, that have the scale; :class:`OptionError` where none has."""
+    found = [_experiment(one) for one in (NAMES if name == ALL else (name,))]
+    having = [one for one in found if scale in one.settings]
+    if not having:
+        others = [one for one in NAMES if scale in _experiment(one).settings]
+        raise OptionError(f"{name} has no scale {scale}; these have: {', '.join(others)}")
+    return having
+
+
 def _command(arguments: argparse.Namespace) -> str:
     """The command that gives these results on another machine, whose folders have other names."""
     given = [f"--{name} {getattr(arguments, name)}" for name in ("device", "threads") if getattr(arguments, name)]
@@ -74,8 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale",
         choices=SCALES,
         default="small",
-        help="small: minutes each on two CPU cores, on parts of the data; full: the paper's setting, for a GPU "
-        "(default: small)",
+        help="small: minutes each on two CPU cores, on parts of the data; medium: hours on them, on whole data sets; "
+        "full: the paper's setting, for a GPU; what these two train has checkpoints, from which the same command goes "
+        "on (default: small)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets' files (default: $SNNFAST_DATA)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU where there is one)")

@@ -29,6 +29,19 @@ SETTINGS = {
         tuning=(4, 16),
         converted_test=200,
     ),
+    "medium": Settings(
+        data="cifar10",
+        model="resnet11",
+        options={"width": 16},
+        steps=4,
+        evaluated=8,
+        paper=PAPER,
+        training={"epochs": 20, "batch_size": 128, "lr": 3e-3, "augment": "cifar", "precision": "bfloat16"},
+        trained_counts=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32),
+        calibration=(1000, 100),
+        converted_test=1000,
+        long=True,
+    ),
     "full": Settings(
         data="cifar10",
         model="resnet11",
@@ -38,6 +51,7 @@ SETTINGS = {
         training={"epochs": 100, "batch_size": 128, "lr": "find", "augment": "cifar"},
         converted_counts=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
         calibration=(2000, 200),
+        long=True,
     ),
 }
 
