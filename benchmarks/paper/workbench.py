@@ -18,7 +18,8 @@ from snnfast.data import ImageData, Split
 from snnfast.models import Network
 from snnfast.training import Trainer, TrainOptions
 from snnfast.training.options import FIND
-from snnfast.training.trainer import StepRecord, reproducible
+from snnfast.training.records import StepRecord
+from snnfast.training.trainer import reproducible
 from snnfast.tuning import gradient_profile, tune_gamma
 
 from .experiment import Context, Settings, Table, loaded

@@ -11,9 +11,10 @@ from snnfast.training.implementations import IMPLEMENTATIONS
 from snnfast.training.options import AUGMENTATIONS, LOSSES, PRECISIONS, SCHEDULES, SURROGATES, OptionError, TrainOptions
 from snnfast.training.output import OutputError
 from snnfast.training.processes import Processes
+from snnfast.training.records import Evaluation, FiringRecord, StepRecord
 from snnfast.training.run import Run, options_for, train
 from snnfast.training.side_by_side import Comparison, MismatchError, compare
-from snnfast.training.trainer import DivergedError, Evaluation, FiringRecord, StepRecord, Trainer
+from snnfast.training.trainer import DivergedError, Trainer
 
 __all__ = [
     "AUGMENTATIONS",

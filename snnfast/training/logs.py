@@ -9,7 +9,7 @@ from typing import Any
 
 from snnfast._text import installs
 from snnfast.training.options import OptionError
-from snnfast.training.trainer import Evaluation, FiringRecord, StepRecord
+from snnfast.training.records import Evaluation, FiringRecord, StepRecord
 
 
 class Board:

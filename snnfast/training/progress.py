@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from snnfast._text import installs
-from snnfast.training.trainer import Evaluation, StepRecord
+from snnfast.training.records import Evaluation, StepRecord
 
 _LINE_EVERY = 30.0  # seconds, within an epoch
 _WORTH_A_LINE = 10.0  # seconds of an epoch

@@ -21,7 +21,8 @@ from snnfast.training.options import OptionError, TrainOptions, choose_device
 from snnfast.training.output import OutputFolder
 from snnfast.training.processes import ALONE, Processes, joined
 from snnfast.training.progress import Progress
-from snnfast.training.trainer import Evaluation, Trainer, reproducible
+from snnfast.training.records import Evaluation
+from snnfast.training.trainer import Trainer, reproducible
 
 _ASK_EVERY = 20  # training steps: several processes agree on a checkpoint by a message, which takes time
 

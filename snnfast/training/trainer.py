@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from snnfast.data import ImageData, Split
 from snnfast.training.implementations import neuron_factory
 from snnfast.training.options import AUGMENTATIONS, FIND, PRECISIONS, SURROGATES, TUNE, OptionError, TrainOptions
 from snnfast.training.processes import ALONE, Processes
+from snnfast.training.records import Evaluation, FiringRecord, StepRecord
 from snnfast.tuning.gamma import set_gamma
 from snnfast.tuning.trial import spiking_layers
 
@@ -35,44 +36,6 @@ _RATE_STEPS = 100
 
 class DivergedError(RuntimeError):
     """The loss is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One training step, counted from 1: the batch's mean loss (nats) and accuracy (0 to 1), the step's duration."""
-
-    step: int
-    epoch: int
-    lr: float
-    loss: float
-    accuracy: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean loss (nats) and accuracy (0 to 1) of a split at ``steps`` time steps, after ``epoch`` epochs."""
-
-    epoch: int
-    steps: int
-    loss: float
-    accuracy: float
-    images: int
-
-
-@dataclass(frozen=True)
-class FiringRecord:
-    """How a spiking layer fires after ``epoch`` epochs, in evaluation mode on the first batch of the test images.
-
-    ``rate``: spikes per neuron and step; ``silent`` and ``saturated``: the shares of neurons that never fire, and that
-    fire at every step. All from 0 to 1.
-    """
-
-    epoch: int
-    layer: str
-    rate: float
-    silent: float
-    saturated: float
 
 
 class Trainer:
