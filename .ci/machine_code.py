@@ -5,7 +5,8 @@
 
 One thread of every kernel is followed through its machine code (sass/emulator.py), and a model of a GPU says how fast
 that can be (sass/model.py). Exit code 1 where a kernel moves its tensors by narrower accesses than it should, where
-fewer loads are in flight than it should have, or where a prediction is more than 3 points below the committed one.
+fewer loads are in flight than it should have, or where a prediction is more than 3 points below the committed one; also
+where a built library lacks a kernel of the committed table, and where that table cannot be read.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def cubins(file: Path, folder: Path) -> list[Path]:
     """A cubin, or those of the architectures that the model knows in a shared library."""
     if file.suffix == ".cubin":
         return [file]
-    subprocess.run([listing.tool("cuobjdump"), "-xelf", "all", str(file.resolve())], cwd=folder, check=True, stdout=-3)
+    command = [listing.tool("cuobjdump"), "-xelf", "all", str(file.resolve())]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"machine_code: {file} has no device code: {done.stderr.strip() or done.stdout.strip()}")
     known = {device.architecture for device in model.DEVICES}
     return [one for one in sorted(folder.glob("*.cubin")) if any(f".{name}." in one.name for name in known)]
 
@@ -117,10 +121,24 @@ def key(of: dict[str, object]) -> tuple[str, ...]:
 
 
 def committed_table() -> dict[tuple[str, ...], float]:
-    if not TABLE.is_file():
-        return {}
-    with TABLE.open(newline="") as stream:
-        return {key(dict(one)): float(one["fraction"]) for one in csv.DictReader(stream)}
+    """The committed fractions. Raises ValueError for a table that is missing, empty or damaged."""
+    try:
+        with TABLE.open(newline="") as stream:
+            found = {key(dict(one)): float(one["fraction"]) for one in csv.DictReader(stream)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{TABLE} cannot be read: {type(error).__name__}: {error}") from error
+    if not found:
+        raise ValueError(f"{TABLE} has no rows")
+    return found
+
+
+def missing(rows: list[dict[str, object]], committed: dict[tuple[str, ...], float]) -> Iterator[str]:
+    """What a library should have and has not: rows of the committed table, of devices some of whose kernels it has."""
+    found = {key(one) for one in rows}
+    devices = {of[3] for of in found}
+    for case, dtype, steps, device in committed:
+        if device in devices and (case, dtype, steps, device) not in found:
+            yield f"{dtype} {case}, T = {steps}, {device}: no kernel of this case, which is in the committed table"
 
 
 def table_of_page(rows: list[dict[str, object]]) -> str:
@@ -168,6 +186,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="make what is found the committed table")
     asked = parser.parse_args(arguments)
+    for file in asked.files:
+        if not file.is_file():
+            parser.error(f"{file} is no file")
+    of_library = all(file.suffix != ".cubin" for file in asked.files)
+    if asked.write and not of_library:
+        parser.error("--write takes a built library, which has all kernels, and no cubins")
+    try:
+        committed = {} if asked.write else committed_table()
+    except ValueError as error:
+        parser.error(str(error))
     cases.program()
     with ProcessPoolExecutor() as pool:
         kernels = []
@@ -181,8 +209,9 @@ def main(arguments: list[str]) -> int:
     if not rows:
         print("machine_code: none of the kernels that are judged is in these files")
         return 1
-    committed = {} if asked.write else committed_table()
     wrong = [fault for case in whole for one in found[case] for fault in faults(case, one, committed)]
+    if of_library:
+        wrong += missing(rows, committed)
     for fault in wrong:
         print(f"machine_code: {fault}")
     if asked.write:

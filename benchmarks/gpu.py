@@ -29,6 +29,7 @@ from snnfast.cli.command import USAGE, Parser, seconds
 from snnfast.comparing.timing import CpuClock, Step, Timing, clock_for, interleaved
 from snnfast.dynamics import state_dtype
 from snnfast.training.options import OptionError, choose_device
+from snnfast.training.output import OutputFolder
 
 from . import environment, measure, predicted, rows
 from .baselines import OURS, find
@@ -382,9 +383,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise ValueError(f"unknown case {unknown[0]!r}; the cases are: {', '.join(known)}")
         device = choose_device(arguments.device)
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        OutputFolder(arguments.out)
         if arguments.append is not None:
             rows.check(arguments.append, ["gpu"])
+        architecture = "".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else ""
+        shares = predicted.read(arguments.predicted, architecture)
     except (OptionError, OSError, ValueError) as error:
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return USAGE
@@ -393,17 +396,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         [shrunk(case) for case in cases if not arguments.case or case.name in arguments.case]
         for cases in (LARGE, [case for case in BESIDE if not (arguments.small and "compiled" in case.sides)])
     )
+    if not large and not beside:
+        print(f"{parser.prog}: error: --small leaves out {', '.join(arguments.case)}", file=sys.stderr)
+        return USAGE
     run = Run(arguments.out, device, begin + arguments.seconds)
     results = run.results
     results["per_call"] = costs_of_a_call(device, 0.1 if arguments.small else 2.0)
     run.each(large, "cases", lambda case: measured(case, device))
     run.each(beside, "beside", lambda case: measure.measure(case, device))
-    architecture = "".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else ""
-    shares = predicted.read(arguments.predicted, architecture)
     cases = {case.name: case for case in large}
     for record in results["cases"]:
         if record["agrees"]:
-            with_predictions(cases[record["name"]], device, record, shares)
+            try:
+                with_predictions(cases[record["name"]], device, record, shares)
+            except Exception as error:  # what was measured is worth having
+                results["failed"][f"{record['name']}, its kernels' names"] = (
+                    f"{type(error).__name__}: {one_line(error)}"
+                )
     results["complete"] = not results["left_out"]
     run.keep()
     if arguments.append is not None:

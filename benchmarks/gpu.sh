@@ -17,23 +17,37 @@
 #   PYTHON=...          the interpreter (default python3)
 set -u
 cd "$(dirname "$0")/.." || exit 1
-case ${1:-} in
+refuse() {
+    echo "gpu.sh: $*" >&2
+    exit 2
+}
+case $* in
 --dry-run) dry=1 ;;
 '') dry=0 ;;
-*)
-    echo "gpu.sh: unknown argument '$1'; allowed is --dry-run" >&2
-    exit 2
-    ;;
+*) refuse "unknown argument '$*'; allowed is --dry-run" ;;
 esac
+for name in LIMIT TEST_SECONDS; do
+    [[ ${!name-1} =~ ^[0-9]+$ ]] || refuse "$name must be a number of seconds, got '${!name}'"
+done
 python=${PYTHON:-python3}
 out=${OUT:-$PWD/gpu-results}
-mkdir -p "$out" || exit 1
+mkdir -p "$out" && : > "$out/log.txt" || refuse "OUT must be a folder that can be written, got '$out'"
 out=$(cd "$out" && pwd)
+# What an earlier run left there is not this one's.
+rm -f "$out"/{tests.xml,results.json,table.txt,training.json,gpu.csv}
 work=$(mktemp -d "${TMPDIR:-/tmp}/snnfast-gpu.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 end=$((SECONDS + ${LIMIT:-460}))
 failed=()
-: > "$out/log.txt"
+running=
+# timeout's group is its own: what is typed at the terminal does not reach it.
+stop() {
+    trap - INT TERM
+    [ -z "$running" ] || kill -TERM "$running"
+    echo "gpu.sh: stopped" >&2
+    exit 130
+}
+trap stop INT TERM
 printf '%-10s %5s %8s\n' stage exit seconds | tee "$out/stages.txt"
 
 # record NAME CODE SECONDS NOTE: how a stage went
@@ -52,8 +66,11 @@ stage() {
     if [ "$left" -gt 5 ]; then
         [ "$limit" -lt "$left" ] && left=$limit
         # env: a script that was started in the background ignores SIGINT, and so would its children
-        timeout --signal=INT --kill-after=10 "$left" env --default-signal=INT "$@" >> "$out/log.txt" 2>&1
+        timeout --signal=INT --kill-after=10 "$left" env --default-signal=INT "$@" >> "$out/log.txt" 2>&1 &
+        running=$!
+        wait "$running" # which a signal ends at once
         code=$?
+        running=
     else
         echo "no time left" >> "$out/log.txt"
     fi

@@ -18,15 +18,21 @@ FOLDER = Path("benchmarks/results/predicted")
 
 
 def read(place: Path, architecture: str = "") -> dict[str, float]:
-    """The predicted fraction by kernel, in short, of a CSV file or all in a folder; empty where there is none."""
+    """The predicted fraction by kernel, in short, of a CSV file or all in a folder; empty where there is none.
+
+    Raises ValueError for a file that is no such table.
+    """
     files = sorted(place.glob("*.csv")) if place.is_dir() else [place] if place.is_file() else []
     found: dict[str, float] = {}
     for file in files:
-        with file.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                of = (row.get("architecture") or architecture).removeprefix("sm_")
-                if row.get("kernel") and row.get("fraction") and of == architecture:
-                    found[short(row["kernel"])] = float(row["fraction"])
+        try:
+            with file.open(newline="") as stream:
+                for row in csv.DictReader(stream):
+                    of = (row.get("architecture") or architecture).removeprefix("sm_")
+                    if row.get("kernel") and row.get("fraction") and of == architecture:
+                        found[short(row["kernel"])] = float(row["fraction"])
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{file} is no table of predictions: {error}") from error
     return found
 
 

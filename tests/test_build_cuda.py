@@ -61,6 +61,7 @@ X86 = "avx512;avx2;baseline"
         ("all", "baseline", "baseline"),
         ("avx512", X86, "avx512"),
         ("avx2;baseline", X86, "avx2;baseline"),
+        ("avx2;avx2;", X86, "avx2"),
         ("native", "baseline", "baseline"),
     ],
 )
@@ -82,6 +83,12 @@ def test_an_unknown_instruction_set_is_told_what_there_is(source_copy, tmp_path)
     script = f'set(SNNFAST_CPU_SETS mmx)\nchosen_cpu_sets(sets "{X86}")'
     said = " ".join(in_cmake(source_copy, tmp_path, "chosen_cpu_sets", script).split())
     assert f"SNNFAST_CPU_SETS names 'mmx'; allowed are all, native, or names of {X86}" in said
+
+
+def test_no_instruction_set_is_refused(source_copy, tmp_path):
+    script = f'set(SNNFAST_CPU_SETS ";")\nchosen_cpu_sets(sets "{X86}")'
+    said = " ".join(in_cmake(source_copy, tmp_path, "chosen_cpu_sets", script).split())
+    assert f"SNNFAST_CPU_SETS names no instruction set; allowed are all, native, or names of {X86}" in said
 
 
 @pytest.mark.parametrize("variable", ["PATH", "CUDA_HOME", "CUDA_PATH", "CUDACXX"])

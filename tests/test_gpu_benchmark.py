@@ -159,6 +159,29 @@ def test_a_prediction_is_told_beside_what_was_measured(tmp_path, monkeypatch):
     assert case["passes"]["forward"]["kernels"] == [forward]
 
 
+def test_what_cannot_be_used_is_found_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "costs_of_a_call", lambda *arguments: pytest.fail("measured"))
+    table = tmp_path / "table.csv"
+    table.write_text("kernel,fraction\nforward<1>,abc\n")
+    (tmp_path / "file").touch()
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, said in (
+        ([*out, "--small", "--predicted", str(table)], f"{table} is no table of predictions"),
+        (["--out", str(tmp_path / "file" / "deeper"), "--small"], "cannot be written"),
+        ([*out, "--small", "--case", "beside-compiled-4"], "--small leaves out beside-compiled-4"),
+    ):
+        assert gpu.main(["--device", "cpu", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_profiler_that_fails_leaves_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "launched", lambda work, device: 1 / 0)
+    assert gpu.main(["--device", "cpu", "--small", "--out", str(tmp_path), *SOME]) == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["complete"] and all(case["passes"]["forward"]["time"] for case in results["cases"])
+    assert all("ZeroDivisionError" in reason for reason in results["failed"].values()) and results["failed"]
+
+
 def test_a_kernel_without_a_prediction_has_none():
     table = {"forward<1>": 0.9}
     assert predicted.of_kernels(["a::forward_kernel<1>"], table) == 0.9

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,47 @@ def test_too_many_files_are_told(script: Script):
     assert script.stages["files"] == (1, "more than 8 files")
 
 
-def test_an_unknown_argument_is_refused(script: Script):
-    assert "unknown argument '--dry'; allowed is --dry-run" in script("--dry", code=2)
+@pytest.mark.parametrize(
+    ("arguments", "more", "said"),
+    [
+        (["--dry"], {}, "unknown argument '--dry'; allowed is --dry-run"),
+        (["--dry-run", "twice"], {}, "unknown argument '--dry-run twice'; allowed is --dry-run"),
+        (["--dry-run"], {"LIMIT": "10s"}, "LIMIT must be a number of seconds, got '10s'"),
+        (["--dry-run"], {"TEST_SECONDS": "-1"}, "TEST_SECONDS must be a number of seconds, got '-1'"),
+        (["--dry-run"], {"OUT": "/dev/null/x"}, "OUT must be a folder that can be written, got '/dev/null/x'"),
+    ],
+)
+def test_wrong_arguments_are_refused(script: Script, arguments: list[str], more: dict[str, str], said: str):
+    assert said in script(*arguments, code=2, **more)
     assert not script.out.exists()
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_ones(script: Script):
+    script("--dry-run")
+    assert (script.out / "table.txt").exists()
+    said = script("--dry-run", code=1, BUILD="3")
+    assert sorted(file.name for file in script.out.iterdir()) == ["log.txt", "stages.txt"]
+    assert "the table" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_and_what_it_runs(script: Script, number: int):
+    # The running stage is in a group of its own, where a terminal's Ctrl-C does not reach it.
+    process = subprocess.Popen(
+        ["bash", str(SCRIPT), "--dry-run"],
+        env=os.environ | {"PYTHON": str(script.python), "OUT": str(script.out), "REPORT": "", "SLOW": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    log = script.out / "log.txt"
+    while not (log.exists() and "===== tests" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 130
+    assert process.stderr.read() == "gpu.sh: stopped\n"
+    time.sleep(1)
+    running = subprocess.run(["pgrep", "-f", f"{script.python} -P -m pytest"], capture_output=True, text=True)
+    assert running.stdout == ""

@@ -14,6 +14,7 @@ if not FOLDER.is_dir():
     pytest.skip("the tests are not in the source tree, which has .ci", allow_module_level=True)
 sys.path.insert(0, str(FOLDER))
 
+import machine_code  # noqa: E402
 from sass import cases, emulator, listing, model  # noqa: E402
 
 
@@ -110,3 +111,39 @@ def test_the_committed_table_has_every_case_of_every_device():
         rows = [(one["case"], one["dtype"], one["steps"], one["device"]) for one in csv.DictReader(stream)]
     wanted = {(c.name, c.dtype, str(c.steps), d.name) for c in cases.cases() for d in model.DEVICES}
     assert len(rows) == len(set(rows)) and set(rows) == wanted
+
+
+def test_a_kernel_that_is_no_longer_built_is_a_fault():
+    row = {"case": "if", "dtype": "float32", "steps": "4", "device": "H100"}
+    committed = {machine_code.key(row): 0.9, ("if", "float32", "10", "H100"): 0.9, ("if", "float32", "4", "A100"): 0.9}
+    (fault,) = machine_code.missing([row], committed)  # none of an A100's kernels is in the file: another one's
+    assert fault.startswith("float32 if, T = 10, H100: no kernel of this case")
+    assert not list(machine_code.missing([row, {**row, "steps": "10"}], committed))
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "case,dtype,steps,device\nif,float32,4,H100\n", "case,dtype,steps,device,fraction\nif,float"]
+)
+def test_a_damaged_committed_table_is_an_error_before_anything_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str | None
+):
+    table, library = tmp_path / "kernels.csv", tmp_path / "_core.so"
+    library.touch()
+    if content is not None:
+        table.write_text(content)
+    monkeypatch.setattr(machine_code, "TABLE", table)
+    with pytest.raises(SystemExit):
+        machine_code.main([str(library)])
+    assert str(table) in capsys.readouterr().err
+
+
+def test_arguments_that_cannot_be_judged_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    cubin = tmp_path / "one.cubin"
+    cubin.touch()
+    for arguments, said in (
+        (["--write", str(cubin)], "--write takes a built library, which has all kernels, and no cubins"),
+        ([str(tmp_path / "none.so")], "is no file"),
+    ):
+        with pytest.raises(SystemExit):
+            machine_code.main(arguments)
+        assert said in capsys.readouterr().err
