@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnfast._arguments import checks
 from snnfast.layers import Neuron as SpikingLayer
 
-__all__ = ["SpikingLayer", "on_trial", "reset_states", "spiking_layers"]
+__all__ = ["SpikingLayer", "on_trial", "random_state_kept", "reset_states", "spiking_layers"]
 
 
 def spiking_layers(model: nn.Module, *, required: bool = True) -> dict[SpikingLayer, str]:
@@ -51,9 +51,8 @@ def on_trial(model: nn.Module, *, training: bool, spiking: bool = True) -> Itera
     tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     states = [(layer, layer._state, layer.surrogate, layer.threshold) for layer in layers]
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=gpus))
+        stack.enter_context(random_state_kept())
         # A caller's no_grad or inference_mode is not for the measurement; a compiled graph would not see the hooks.
         stack.enter_context(torch.inference_mode(False))
         if "torch._dynamo" in sys.modules:  # otherwise nothing has been compiled
@@ -80,6 +79,11 @@ def on_trial(model: nn.Module, *, training: bool, spiking: bool = True) -> Itera
                     layer.surrogate = surrogate
                 if not isinstance(threshold, Tensor):  # tensors are among the parameters and buffers
                     layer.threshold = threshold
+
+
+def random_state_kept() -> AbstractContextManager[None]:
+    """Within, random numbers may be drawn; afterwards the state of the CPU and of all GPUs in use is as before."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ())
 
 
 def reset_states(layers: Iterable[SpikingLayer]) -> None:

@@ -94,10 +94,10 @@ def suggested(losses: list[float]) -> tuning.LearningRateRange:
 def test_noise_alone_gives_no_suggestion() -> None:
     generator = torch.Generator().manual_seed(0)
     fooled = 0
-    for _ in range(300):
+    for _ in range(1000):
         noise = 0.2 * torch.randn(100, generator=generator)
         fooled += suggested((2.3 + noise).tolist()).suggestion is not None
-    assert fooled <= 3
+    assert fooled < 10  # 1 %
     # A lucky second batch is none either, nor are equal losses.
     assert suggested([2.3, 1.1, *[2.3 + 0.01 * (i % 2) for i in range(98)]]).suggestion is None
     level = suggested([2.3] * 100)
@@ -113,7 +113,8 @@ def test_a_fall_within_noise_is_found_near_its_lowest() -> None:
     for _ in range(100):
         noise = 0.2 * torch.randn(100, generator=generator)
         found = suggested((torch.tensor(shape) + noise).tolist())
-        assert found.reason is None
+        assert found.suggestion is not None and found.reason.startswith("the loss fell: 2.")
+        assert f"{found.suggestion:.3g}: {found.reason}" in str(found)
         lowest = math.log(found.suggestion * 10 / 1e-6) / math.log(1e6) * 99
         assert 60 <= lowest <= 80
 

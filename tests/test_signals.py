@@ -93,7 +93,8 @@ def test_a_silent_network_is_called_silent_and_one_that_always_fires_the_same_fo
     assert math.isnan(silent.ratios[0]) and silent.rates == (0.0,) and silent.verdict(0) == "silent"
     assert "silent" in str(silent)
     always = tuning.signal_profile(nn.Sequential(AddOne(), Rates(50.0)), digits_as_vectors())
-    assert math.isnan(always.ratios[0]) and always.verdict(0) == "the same for all images"
+    assert "constant" in str(always)
+    assert math.isnan(always.ratios[0]) and always.verdict(0) == "constant"
 
 
 class AddOne(nn.Module):
@@ -164,9 +165,71 @@ def test_a_layer_that_is_called_twice_has_two_rows() -> None:
     assert tuning.signal_profile(Twice(), digits()).names == ("neuron", "neuron#2")
 
 
+def test_calls_of_a_carried_state_are_one_run() -> None:
+    class Stepwise(Rates):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.neuron(x[None])[0] for _ in range(4)])
+
+    data = digits_as_vectors()
+    at_once, found = (tuning.signal_profile(model, data) for model in (Rates(), Stepwise(carry_state=True)))
+    assert found.names == ("neuron",)
+    assert found.ratios == pytest.approx(at_once.ratios) and found.rates == pytest.approx(at_once.rates)
+
+
+def test_both_passes_draw_the_same_random_numbers() -> None:
+    class Dropping(Rates):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(nn.functional.dropout(x, 0.5, training=True))
+
+    images = torch.rand(5, 40, generator=torch.Generator().manual_seed(2))
+    assert tuning.signal_profile(Dropping(), [(images, None)], noise=1e-6).ratios[0] < 0.01
+
+
+def test_what_a_model_writes_into_a_relus_output_is_not_its_activation() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self, overwrite: bool) -> None:
+            super().__init__()
+            self.overwrite, self.relu = overwrite, nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            activations = self.relu(x - 0.5)
+            return activations.zero_() if self.overwrite else activations
+
+    found, plain = (tuning.signal_profile(Overwriting(overwrite), digits_as_vectors()) for overwrite in (True, False))
+    assert found == plain and found.rates[0] > 0 and found.names == ("relu",)
+
+
+def test_one_neuron_an_image_and_a_still_image_over_as_many_steps_as_images_are_measured() -> None:
+    images = torch.rand(6, 8, generator=torch.Generator().manual_seed(3))
+    alone = tuning.signal_profile(sf.IF(), [(images[:, 0].expand(50, 6), None)], noise=0.3)
+    assert 0 < alone.ratios[0] < 1
+    still = tuning.signal_profile(sf.IF(), [(images.expand(6, 6, 8), None)])
+    assert 0 < still.ratios[0] < 1
+    # Over time, too, images must differ.
+    with pytest.raises(ValueError, match="images must differ, got a batch of 3 that are all the same"):
+        tuning.signal_profile(sf.IF(), [(images[:1].expand(7, 3, 8), None)])
+
+
+def test_noise_of_doubles_is_as_fine_as_they_are_and_does_not_go_to_the_default_device() -> None:
+    model, images = nn.Sequential(nn.ReLU()), torch.rand(4, 8, generator=torch.Generator().manual_seed(3)).double()
+    fine = tuning.signal_profile(model, [(images + 1e6, None)], noise=1e-7).ratios
+    assert fine == pytest.approx([tuning.signal_profile(model, [(images, None)], noise=1e-7).ratios[0]], rel=1e-2)
+    with torch.device("meta"):
+        assert tuning.signal_profile(model, [(images + 1e6, None)], noise=1e-7).ratios == fine
+    assert "copy with 1e-05% noise" in str(tuning.signal_profile(model, [(images, None)], noise=1e-7))
+
+
+def test_outputs_that_are_not_finite_are_refused_by_the_layers_name() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    nn.init.constant_(model[0].weight, 3e38)
+    with pytest.raises(ValueError, match=r"the output of '1' is not finite"):
+        tuning.signal_profile(model, [(torch.rand(4, 8) + 1, None)])
+
+
 ONE = torch.rand(1, 8)
 REFUSED = {
     "a batch must have at least 2 images, between which there is a distance, got 1": (ValueError, ONE, {}),
+    "a batch must have at least 2 images, between which there is a distance, got 0": (ValueError, ONE[:0], {}),
     "inputs must hold images, got a batch whose values are all the same": (ValueError, torch.full((4, 8), 0.5), {}),
     "images must differ, got a batch of 3 that are all the same": (ValueError, ONE.repeat(3, 1), {}),
     "inputs must be finite, got NaN or infinity": (ValueError, torch.full((4, 8), math.nan), {}),
@@ -210,7 +273,10 @@ def test_pictures_are_written(tmp_path: Path) -> None:
 
 def test_a_ratio_says_how_many_layers_it_rests_on() -> None:
     cured = deep(zero_init_residual=True, shortcut_scale=2.0)
-    search = tuning.tune_gamma(cured, digits(), tolerance=0.5)
+    with pytest.warns(
+        RuntimeWarning, match=r"the ratio at γ = \S+, which is set: resting on \d+ of the first 24 layers"
+    ):
+        search = tuning.tune_gamma(cured, digits(), tolerance=0.5)
     # Inside of the blocks no gradient arrives: of their three neurons the last alone has one, and the stem's.
     first, rest = search.profile.reached
     assert first + rest == 17
@@ -218,3 +284,9 @@ def test_a_ratio_says_how_many_layers_it_rests_on() -> None:
     assert said in str(search) and said in str(search.profile)
     whole = tuning.gradient_profile(models.plain_net(10, 1, image_size=8, layers=4, steps=3), digits())
     assert whole.reached == (1, 2) and whole.rests_on() == "" and "resting" not in str(whole)
+
+
+def test_a_ratio_that_rests_on_all_layers_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    model = models.plain_net(10, 1, image_size=8, layers=4, steps=3)
+    tuning.tune_gamma(model, digits(), tolerance=100.0)
+    assert not [warning for warning in recwarn if "resting" in str(warning.message)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch import nn
 from training_cases import COMMAND, CPU, PLAIN, colours, losses, run
 
 import snnfast as sf
-from snnfast import data, models, training
+from snnfast import data, models, training, tuning
 from snnfast.cli.entry import main
 from snnfast.training import OptionError, Trainer, TrainOptions
 
@@ -74,6 +75,14 @@ def test_the_ann_twin_trains_with_a_rate_that_was_found(tmp_path: Path) -> None:
     twin = {**PLAIN.model_options, "activation": "relu"}
     done = training.train(replace(PLAIN, model_options=twin, gamma=None, lr="find", out=str(tmp_path)))
     assert done.trainer.history[-1].loss < done.trainer.history[0].loss
+
+
+def test_a_rate_that_cannot_be_found_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning.learning_rate, "_CLEAR", math.inf)  # no fall is clear
+    with pytest.raises(OptionError, match=r"^lr must be given: in the range test the loss never fell clearly: \d"):
+        training.train(replace(PLAIN, lr="find", epochs=1, out=str(tmp_path)))
 
 
 def test_a_sharpness_that_cannot_be_tuned_is_said_in_one_line(

@@ -260,6 +260,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tune_gamma": tuning.tune_gamma,
     "lr_range_test": tuning.lr_range_test,
     "normalize_thresholds": tuning.normalize_thresholds,
+    "signal_profile": tuning.signal_profile,
 }
 
 
@@ -382,7 +383,7 @@ def batches_on_cpu() -> list[tuple[Tensor, Tensor]]:
 def test_everything_is_left_as_found_when_it_raises_half_way(function: str) -> None:
     model, data = disturbable()
     # So late that some of what is to be set has been: the first threshold is set after 3 calls, one for each batch.
-    calls, enough = 0, {"gradient_profile": 1, "normalize_thresholds": 4}.get(function, 7)
+    calls, enough = 0, {"gradient_profile": 1, "signal_profile": 1, "normalize_thresholds": 4}.get(function, 7)
 
     def break_down(module: nn.Module, inputs: Any, outputs: Any) -> None:
         nonlocal calls

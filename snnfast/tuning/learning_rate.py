@@ -39,7 +39,7 @@ class LearningRateRange:
       it nowhere falls below the loss's first level by clearly more than the losses scatter: a minimum of noise is no
       reason for a rate. The first steps, whose mean that level is, count for no minimum.
     * ``diverged``: whether the test ended early because the loss grew too large.
-    * ``reason``: why there is no suggestion, in words; None where there is one.
+    * ``reason``: in words, by how much the loss fell, or why there is no suggestion.
     """
 
     rates: tuple[float, ...]
@@ -47,7 +47,7 @@ class LearningRateRange:
     smoothed: tuple[float, ...]
     suggestion: float | None
     diverged: bool
-    reason: str | None = None
+    reason: str = ""
 
     def __str__(self) -> str:
         lowest = min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
@@ -60,7 +60,7 @@ class LearningRateRange:
         if self.suggestion is None:
             lines.append(f"no suggestion: {self.reason}")
         else:
-            lines.append(f"suggested highest rate {self.suggestion:.3g}")
+            lines.append(f"suggested highest rate {self.suggestion:.3g}: {self.reason}")
         return "\n".join(lines)
 
 
@@ -143,12 +143,12 @@ def lr_range_test(
             value.sum().backward()
             trial.step()
     at, reason = _lowest(losses, smoothed, smoothing)
-    suggestion = rates[at] / _BELOW_BEST if reason is None else None
+    suggestion = None if at is None else rates[at] / _BELOW_BEST
     return LearningRateRange(tuple(rates), tuple(losses), tuple(smoothed), suggestion, diverged, reason)
 
 
-def _lowest(losses: Sequence[float], smoothed: Sequence[float], smoothing: float) -> tuple[int, str | None]:
-    """Where the smoothed loss is lowest after the first steps, and why that is no minimum to rely on, if it is none.
+def _lowest(losses: Sequence[float], smoothed: Sequence[float], smoothing: float) -> tuple[int | None, str]:
+    """Where the smoothed loss is lowest after the first steps, None where that is no minimum to rely on; and why.
 
     The scatter of a loss is taken from its changes from step to step, which a slow fall adds little to. Of independent
     noise of variance s² an exponential average has (1 - smoothing) / (1 + smoothing) · s², and the mean of n values
@@ -158,18 +158,18 @@ def _lowest(losses: Sequence[float], smoothed: Sequence[float], smoothing: float
     finite = [value if math.isfinite(value) else math.inf for value in smoothed]
     at = min(range(first, len(finite)), key=finite.__getitem__, default=0)
     if at == 0:
-        return at, f"the loss was not finite, or too large, after {len(losses)} step(s)"
+        return None, f"the loss was not finite, or too large, after {len(losses)} step(s)"
     level = math.fsum(losses[:first]) / first
     changes = [(after - before) ** 2 for before, after in pairwise(losses[: at + 1])]
     variance = math.fsum(changes) / (2 * len(changes))
     error = math.sqrt(variance * ((1 - smoothing) / (1 + smoothing) + 1 / first))
     fall = level - finite[at]
-    if fall > max(_CLEAR * error, _LEAST * abs(level)):
-        return at, None
-    return at, (
-        f"the loss never fell clearly: {level:.4g} at first, {finite[at]:.4g} where it is lowest, a fall of {fall:.2g} "
-        f"with an error of {error:.2g}, as the losses scatter"
+    seen = (
+        f"{level:.4g} at first, {finite[at]:.4g} where it is lowest, a fall of {fall:.2g} with an error of {error:.2g}"
     )
+    if fall > max(_CLEAR * error, _LEAST * abs(level)):
+        return at, f"the loss fell: {seen}"
+    return None, f"the loss never fell clearly: {seen}, as the losses scatter"
 
 
 def _again_and_again(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:

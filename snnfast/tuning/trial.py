@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnfast.trial import SpikingLayer, on_trial, reset_states, spiking_layers
+from snnfast.trial import SpikingLayer, on_trial, random_state_kept, reset_states, spiking_layers
 
 __all__ = [
     "Batches",
@@ -18,6 +18,7 @@ __all__ = [
     "checked_loss",
     "on_trial",
     "passes_over",
+    "random_state_kept",
     "reset_states",
     "spiking_layers",
 ]
