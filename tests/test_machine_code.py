@@ -37,10 +37,11 @@ def stored(*lines: str, parameters: bytes = b"", special: dict[str, int] | None 
     [
         (["MOV R2, 0x10", "MOV R3, 0x1"], 1 << 32 | 16),
         (["MOV R0, 0xffffffff", "IADD3 R2, P0, R0, 0x2, RZ", "IADD3.X R3, RZ, RZ, RZ, P0, !PT"], 1 << 32 | 1),
-        (["MOV R0, 0x5", "IADD3 R2, P0, R0, -0x1, RZ", "CS2R R2, SRZ"], 0),
+        (["MOV R0, 0x5", "IADD3 R2, P0, R0, -0x1, RZ", "MOV R3, R2", "CS2R R2, SRZ"], 0),
         (["MOV R0, 0x80000000", "IMAD.WIDE.U32 R2, R0, 0x4, RZ"], 1 << 33),
         (["MOV R0, 0xffffffff", "IMAD.WIDE R2, R0, 0x4, RZ"], (1 << 64) - 4),
         (["MOV R0, 0xc0000000", "LEA R2, P0, R0, 0x1, 0x2", "LEA.HI.X R3, R0, RZ, RZ, 0x2, P0"], 3 << 32 | 1),
+        (["MOV R0, 0xc0000001", "LEA R2, P0, R0, 0xfffffffe, 0x2", "LEA.HI.X R3, R0, RZ, RZ, 0x2, P0"], 4 << 32 | 2),
         (["MOV R0, 0x7", "ISETP.GT.AND P0, PT, R0, 0x7, PT", "SEL R2, R0, 0x9, P0", "MOV R3, RZ"], 9),
         (["MOV R0, 0xf0", "LOP3.LUT R2, R0, 0x3c, RZ, 0xc0, !PT", "MOV R3, RZ"], 0x30),
         (["MOV R0, 0x1", "MOV R1, 0x80", "SHF.R.U64 R2, R1, 0x4, R0", "MOV R3, RZ"], 0x10000008),
@@ -88,12 +89,15 @@ def test_narrow_stores_ask_the_cache_for_more():
     assert (a.narrowest, b.narrowest) == (16, 4)
     assert a.bytes == b.bytes == 32 * 16
     assert b.sectors == 4 * a.sectors == 4 * 16
+    assert model.way([*wide, *narrow], 16, 4).narrowest == 4
 
 
 def test_a_network_has_the_throughput_of_its_narrowest_station_and_of_one_customer_alone():
     assert model.throughput(1, [2.0, 3.0], 5.0) == pytest.approx(1 / 10)
     assert model.throughput(1000, [2.0, 3.0], 5.0) == pytest.approx(1 / 3, rel=1e-3)
     assert model.throughput(4, [0.0, 0.0, 1e-9], 8.0) == pytest.approx(4 / 8)
+    # The second customer finds the first at the stations for 1/5 and 3/10 of the time, half served.
+    assert model.throughput(2, [2.0, 3.0], 5.0) == pytest.approx(2 / (5 + 2 * 1.1 + 3 * 1.15))
     found = [model.throughput(n, [2.0, 3.0], 20.0) for n in range(1, 20)]
     assert found == sorted(found)
 
@@ -102,6 +106,8 @@ def test_warps_are_as_many_as_registers_and_shared_memory_hold():
     h100 = next(device for device in model.DEVICES if device.name == "H100")
     assert [model.resident_warps(h100, registers, 0) for registers in (32, 64, 128, 168, 255)] == [64, 32, 16, 12, 8]
     assert model.resident_warps(h100, 32, 100 << 10) == 8
+    rtx = next(device for device in model.DEVICES if device.name == "RTX 5090")
+    assert model.resident_warps(rtx, 32, 0) == 48
 
 
 def test_the_committed_table_has_every_case_of_every_device():
