@@ -27,7 +27,7 @@ class Progress:
         self._done = self._before = done
         self._losses: list[float] = []
         self._accuracies: list[float] = []
-        self._start = self._last_line = time.monotonic()
+        self._start = self._last_line = self._last_evaluation = time.monotonic()
         self._bar: Any = None
         if shown and sys.stderr.isatty():
             try:
@@ -73,7 +73,8 @@ class Progress:
 
     def evaluated(self, found: Evaluation) -> None:
         """Says what an evaluation within the run came to, where epochs are long enough to wait for it."""
-        if self._shown and (time.monotonic() - self._start) / max(found.epoch, 1) > _WORTH_A_LINE:
+        before, self._last_evaluation = self._last_evaluation, time.monotonic()
+        if self._shown and self._last_evaluation - before > _WORTH_A_LINE:
             line = f"epoch {found.epoch}/{self._epochs}: test loss {found.loss:.4f}, test accuracy {found.accuracy:.2%}"
             if self._bar is not None:
                 self._bar.write(line)
