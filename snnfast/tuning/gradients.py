@@ -65,7 +65,7 @@ class GradientProfile:
 
     @property
     def reached(self) -> tuple[int, int]:
-        """Of how many layers of the first half, and of the rest, the gradient is not 0: what :attr:`ratio` rests on.
+        """How many layers of the first half, and of the rest, :attr:`ratio` rests on, as their gradient is not 0.
 
         Blocks whose last batch norm begins with weights of 0 have no gradient inside until the first step.
         """
