@@ -12,25 +12,25 @@ APART = 2**31 + 64  # elements
 
 @pytest.fixture
 def far_apart(tmp_path):
-    """Two rows of 64 float32 elements, 8 GiB apart in a file that has holes for all that is between them."""
-    count = APART + 64
+    """Four rows of 64 float32 elements, 8 GiB apart in a file that has holes for all that is between them."""
+    count = 3 * APART + 64
     file = tmp_path / "sparse"
     with file.open("wb") as stream:
         stream.truncate(4 * count)
     try:
         flat = torch.from_file(str(file), shared=True, size=count, dtype=torch.float32)
-        rows = flat.as_strided((2, 64), (APART, 1))
-        rows.copy_(torch.randn(2, 64, generator=torch.Generator().manual_seed(0)))
+        rows = flat.as_strided((4, 64), (APART, 1))
+        rows.copy_(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)))
     except (RuntimeError, OSError) as error:
-        pytest.skip(f"no file with holes of 8 GiB can be mapped here: {error}")
+        pytest.skip(f"no file with holes of 24 GiB can be mapped here: {error}")
     return rows
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 64), (1, 2, 64)], ids=["steps", "samples"])
+@pytest.mark.parametrize("shape", [(2, 1, 64), (4, 1, 64), (1, 2, 64)], ids=["steps", "a block of steps", "samples"])
 def test_currents_far_apart_are_read_where_they_are(kernels, far_apart, shape):
     if kernels.name == "cuda":
-        pytest.skip("8 GiB of a GPU are not for a test of offsets")
-    strides = (APART, 64, 1) if shape[0] == 2 else (APART, APART, 1)
+        pytest.skip("Gigabytes of a GPU are not for a test of offsets")
+    strides = (APART, 64, 1) if shape[1] == 1 else (APART, APART, 1)
     current = far_apart.as_strided(shape, strides)
     close = current.contiguous()
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
@@ -44,10 +44,11 @@ def test_currents_far_apart_are_read_where_they_are(kernels, far_apart, shape):
     assert found[0][0].any() and not found[0][0].all()
 
 
-def test_batch_statistics_of_currents_far_apart(kernels, far_apart):
+@pytest.mark.parametrize("steps", [2, 4])
+def test_batch_statistics_of_currents_far_apart(kernels, far_apart, steps):
     if kernels.name == "cuda":
-        pytest.skip("8 GiB of a GPU are not for a test of offsets")
-    current = far_apart.as_strided((2, 1, 4, 16), (APART, 64, 16, 1))
+        pytest.skip("Gigabytes of a GPU are not for a test of offsets")
+    current = far_apart.as_strided((steps, 1, 4, 16), (APART, 64, 16, 1))
     found = []
     for given in (current, current.contiguous()):
         given = given.detach().requires_grad_()
