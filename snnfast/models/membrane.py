@@ -33,7 +33,7 @@ class MembraneBlock(Block):
     """neuron – convolution – … – neuron – convolution – batch norm, added to the shortcut's current.
 
     Args:
-        in_channels, convolutions, activation: as of every :class:`snnfast.models.residual.Block`.
+        in_channels, convolutions, activation: as of every ``Block``.
     """
 
     def __init__(self, in_channels: int, convolutions: Sequence[Convolution], activation: Activation) -> None:

@@ -96,7 +96,7 @@ class ResidualBlock(Block):
     """convolution – neuron – … – convolution – neuron, the shortcut being the last neuron's residual current.
 
     Args:
-        in_channels, convolutions, activation: as of every :class:`Block`.
+        in_channels, convolutions, activation: as of every ``Block``.
         shortcut_scale: what a spike on a shortcut without a convolution is worth.
     """
 

@@ -24,7 +24,7 @@ class SpikeElementWiseBlock(Block):
     The shortcut is the input itself, and where the shape changes a 1×1 convolution and a neuron.
 
     Args:
-        in_channels, convolutions, activation: as of every :class:`snnfast.models.residual.Block`.
+        in_channels, convolutions, activation: as of every ``Block``.
     """
 
     def __init__(self, in_channels: int, convolutions: Sequence[Convolution], activation: Activation) -> None:
