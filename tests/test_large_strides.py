@@ -15,9 +15,9 @@ def far_apart(tmp_path):
     """Four rows of 64 float32 elements, 8 GiB apart in a file that has holes for all that is between them."""
     count = 3 * APART + 64
     file = tmp_path / "sparse"
-    with file.open("wb") as stream:
-        stream.truncate(4 * count)
     try:
+        with file.open("wb") as stream:
+            stream.truncate(4 * count)
         flat = torch.from_file(str(file), shared=True, size=count, dtype=torch.float32)
         rows = flat.as_strided((4, 64), (APART, 1))
         rows.copy_(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)))
