@@ -117,6 +117,8 @@ def test_max_pooling_passes_one_spike_of_a_window_on() -> None:
     row = only(sf.activity_report(net, current).maps)
     windows = int((nn.MaxPool2d(2)(current.flatten(0, 1)) > 0).sum())
     assert (row.spikes, row.synaptic_operations) == (windows, 5 * windows)
+    row = only(sf.activity_report(net, torch.zeros(2, 2, 2, 4, 6)).maps)
+    assert (row.spiking, row.synaptic_operations) == (True, 0)
 
 
 class Between(nn.Module):
@@ -165,6 +167,7 @@ OTHER = {
     "batch norm": lambda spikes: nn.functional.batch_norm(spikes, torch.full((2,), 0.3), torch.ones(2)),
     "a bias": lambda spikes: spikes + 0.5,
     "a bias of 1": lambda spikes: spikes + 1,
+    "a bias of ones": lambda spikes: spikes + torch.ones(4),
     "numbers": lambda spikes: spikes * torch.linspace(0.1, 1, 4),
     "a nonlinear function": lambda spikes: torch.tanh(spikes),
     "something added in place": lambda spikes: spikes.clone().add_(0.5),
@@ -210,7 +213,7 @@ def test_multiply_accumulates_of_the_twin_are_those_that_torch_counts(name: str)
 
 def test_a_loop_over_time_counts_as_the_layers_over_all_steps_do() -> None:
     torch.manual_seed(0)
-    loop, current = OwnLoop(), 3 * torch.rand(6, 2, 4)
+    loop, current = OwnLoop(), 2 * torch.rand(7, 2, 4)
     layers = nn.Sequential(sf.OverTime(loop.first), sf.IF(), sf.OverTime(loop.second), sf.Readout())
     by_loop, at_once = (sf.activity_report(net, current) for net in (loop, layers))
     assert by_loop.layers[0].spikes > 0
@@ -220,6 +223,8 @@ def test_a_loop_over_time_counts_as_the_layers_over_all_steps_do() -> None:
     for ours, theirs in zip(by_loop.maps, at_once.maps, strict=True):
         assert [getattr(ours, name) for name in figures] == [getattr(theirs, name) for name in figures]
     assert by_loop.twin_multiply_accumulates == 4 * 5 + 5 * 3
+    # Each input of a list starts from a state of its own.
+    assert sf.activity_report(loop, [current, current]).layers[0].spikes == 2 * by_loop.layers[0].spikes
 
 
 @pytest.mark.parametrize("time_dim", [0, 1])
