@@ -113,7 +113,7 @@ SETTINGS = {
         tuning=(4, 16),
         trained_counts=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32),
         converted_test=50,
-        signals=(32, 64),
+        signals=(16, 64),
     ),
     "medium": Settings(
         data="cifar10",
@@ -223,7 +223,7 @@ def _table(settings: Settings, context: Context) -> Outcome:
 
 def _profiles(settings: Settings, context: Context) -> dict[str, SignalProfile]:
     """The signal of a network of each kind before training."""
-    number, width = settings.signals if settings.signals is not None else (32, None)
+    number, width = settings.signals if settings.signals is not None else (16, None)
     whole = images(settings.data_set(context.data_dir), context)
     data = images_of(settings, context) if width is None else whole
     context.say(f"  signals of {len(settings.kinds)} networks on {number} images")
