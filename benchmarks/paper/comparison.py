@@ -75,6 +75,20 @@ class Settings(experiment.Settings):
     long: bool = False
 
 
+MEDIUM: Mapping[str, Any] = {
+    "data": "cifar10",
+    "options": {"width": 16},
+    "steps": 4,
+    "evaluated": 8,
+    "training": {"epochs": 20, "batch_size": 128, "lr": 3e-3, "augment": "cifar", "precision": "bfloat16"},
+    "trained_counts": (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32),
+    "calibration": (1000, 100),
+    "converted_test": 1000,
+    "long": True,
+}
+"""What the networks of the medium scale have in common."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Accuracies, 0 to 1, of the three networks, and on how many images.

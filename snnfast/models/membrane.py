@@ -8,23 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
 from snnfast.models.batch_norm import BatchNorm2d
-from snnfast.models.network import Network, SummedLinear, each_step, named_options
-from snnfast.models.residual import (
-    Block,
-    Convolution,
-    Shortcut,
-    basic_blocks,
-    bottlenecks,
-    check_zero_init,
-    staged,
-    zero_last_norms,
-)
+from snnfast.models.network import SummedLinear, each_step
+from snnfast.models.residual import Block, BlockNetwork, Convolution, Shortcut, basic_blocks, bottlenecks, other_resnet
 
 __all__ = ["MembraneBlock", "MembraneResNet", "ms_resnet18", "ms_resnet50"]
 
@@ -62,7 +52,7 @@ class MembraneBlock(Block):
         return [(neuron, [reader]) for neuron, reader in zip(self.activations, self.convolutions, strict=True)]
 
 
-class MembraneResNet(Network):
+class MembraneResNet(BlockNetwork):
     """stem – batch norm – pool – blocks – neuron – head – linear, the last two on the sum over time.
 
     Args:
@@ -90,27 +80,14 @@ class MembraneResNet(Network):
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__(activation, steps)
-        check_zero_init(zero_init_residual, activation)
-        self.zero_init_residual = zero_init_residual
         self.stem = stem
-        channels = stem.out_channels
-        self.norm: nn.Module = BatchNorm2d(channels) if activation.batch_norm else nn.Identity()
+        self.norm: nn.Module = BatchNorm2d(stem.out_channels) if activation.batch_norm else nn.Identity()
         self.pool = pool
-        self.blocks = nn.Sequential()
-        for convolutions in blocks:
-            block = MembraneBlock(channels, convolutions, activation)
-            self.blocks.append(block)
-            channels = block.out_channels
+        channels = self.add_blocks(blocks, stem.out_channels, activation, MembraneBlock, zero_init_residual)
         self.last_activation = replace(activation, batch_norm=False)(channels)
         self.head = head
         self.classifier = SummedLinear(channels, num_classes)
         self.initialize()
-
-    def initialize(self) -> None:
-        """As of every :class:`Network`, and the weights of 0 of ``zero_init_residual``."""
-        super().initialize()
-        if self.zero_init_residual:
-            zero_last_norms(self.blocks)
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Spikes [T, B, C, H, W] (activations [B, C, H, W]) of the last neuron."""
@@ -126,65 +103,25 @@ class MembraneResNet(Network):
         return [*links, (self.last_activation, [self.classifier])]
 
 
-@named_options
-def ms_resnet18(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    width: int = 64,
-    stem: str = "3x3",
-    zero_init_residual: bool = False,
-    activation: str = "if",
-    batch_norm: bool = True,
-    steps: int = 10,
-    **neuron: Any,
-) -> MembraneResNet:
+ms_resnet18 = other_resnet(
+    "ms_resnet18",
+    MembraneResNet,
+    basic_blocks,
     """MS-ResNet18 (Hu et al. 2021): the convolutions of :func:`resnet18`, shortcuts that carry currents.
 
     Not the paper's network. The neurons are of :class:`snnfast.IF` unless told otherwise; Hu et al. have
     leaky ones. Its ReLU twin is He et al.'s pre-activation network with the batch norms behind the convolutions.
 
-    The arguments and errors are those of :func:`resnet18`; here ``zero_init_residual`` needs no scale, since
-    nothing on the shortcut has to cross a threshold.
-    """
-    return staged(
-        MembraneResNet,
-        basic_blocks(width),
-        Activation(activation, batch_norm, neuron),
-        steps,
-        stem=stem,
-        width=width,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-@named_options
-def ms_resnet50(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    width: int = 64,
-    stem: str = "3x3",
-    zero_init_residual: bool = False,
-    activation: str = "if",
-    batch_norm: bool = True,
-    steps: int = 10,
-    **neuron: Any,
-) -> MembraneResNet:
+    The arguments and errors are those of :func:`resnet18`, without a scale: nothing on the shortcut has to cross a
+    threshold.
+    """,
+)
+ms_resnet50 = other_resnet(
+    "ms_resnet50",
+    MembraneResNet,
+    bottlenecks,
     """The convolutions of :func:`resnet50` with the shortcuts of MS-ResNet; Hu et al. have 18, 34 and 104 layers.
 
     The arguments and errors are those of :func:`ms_resnet18`.
-    """
-    return staged(
-        MembraneResNet,
-        bottlenecks(width),
-        Activation(activation, batch_norm, neuron),
-        steps,
-        stem=stem,
-        width=width,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        zero_init_residual=zero_init_residual,
-    )
+    """,
+)

@@ -137,15 +137,6 @@ def check_zero_init(zero_init_residual: bool, activation: Activation) -> None:
         raise ValueError("zero_init_residual sets weights of batch normalizations: it needs batch_norm=True")
 
 
-def zero_last_norms(blocks: nn.Sequential) -> None:
-    """Weights of 0 in the last batch normalization of every block, whose output is its shortcut alone at first."""
-    for block in blocks:
-        assert isinstance(block, Block), block
-        weight = block.last_norm().weight
-        assert isinstance(weight, Tensor), weight
-        nn.init.zeros_(weight)
-
-
 def _shortcuts_pass(activation: Activation, scale: float) -> bool:
     """Whether one spike of an identity shortcut alone makes a neuron at rest fire: the neuron itself says it."""
     if not activation.spiking:
@@ -173,7 +164,42 @@ def _residual_blocks(activation: Activation, zero_init_residual: bool, shortcut_
     return partial(ResidualBlock, shortcut_scale=scale if activation.spiking else 1.0)
 
 
-class ResNet(Network):
+class BlockNetwork(Network):
+    """What the networks of blocks share: the blocks, and what their batch norms begin with."""
+
+    zero_init_residual: bool
+    blocks: nn.Sequential
+
+    def add_blocks(
+        self,
+        blocks: Sequence[Sequence[Convolution]],
+        channels: int,
+        activation: Activation,
+        make_block: MakeBlock,
+        zero_init_residual: bool,
+    ) -> int:
+        """Makes ``blocks`` of their convolutions, behind ``channels``; returns the channels of the last one."""
+        check_zero_init(zero_init_residual, activation)
+        self.zero_init_residual = zero_init_residual
+        self.blocks = nn.Sequential()
+        for convolutions in blocks:
+            block = make_block(channels, convolutions, activation)
+            self.blocks.append(block)
+            channels = block.out_channels
+        return channels
+
+    def initialize(self) -> None:
+        """As of every :class:`Network`; with ``zero_init_residual`` a block's output is its shortcut alone at first."""
+        super().initialize()
+        if self.zero_init_residual:
+            for block in self.blocks:
+                assert isinstance(block, Block), block
+                weight = block.last_norm().weight
+                assert isinstance(weight, Tensor), weight
+                nn.init.zeros_(weight)
+
+
+class ResNet(BlockNetwork):
     """stem – neuron – pool – residual blocks – [linear – neuron] – head – linear, the last two on the sum over time.
 
     Args:
@@ -204,17 +230,10 @@ class ResNet(Network):
         make_block: MakeBlock = ResidualBlock,
     ) -> None:
         super().__init__(activation, steps)
-        check_zero_init(zero_init_residual, activation)
-        self.zero_init_residual = zero_init_residual
         self.stem = stem
         self.stem_activation = activation(stem.out_channels)
         self.pool = pool
-        self.blocks = nn.Sequential()
-        channels = stem.out_channels
-        for convolutions in blocks:
-            block = make_block(channels, convolutions, activation)
-            self.blocks.append(block)
-            channels = block.out_channels
+        channels = self.add_blocks(blocks, stem.out_channels, activation, make_block, zero_init_residual)
         self.hidden: nn.Module | None = None
         self.hidden_activation: nn.Module | None = None
         if hidden is not None:
@@ -224,12 +243,6 @@ class ResNet(Network):
         self.head = head
         self.classifier = SummedLinear(channels, num_classes)
         self.initialize()
-
-    def initialize(self) -> None:
-        """As of every :class:`Network`, and the weights of 0 of ``zero_init_residual``."""
-        super().initialize()
-        if self.zero_init_residual:
-            zero_last_norms(self.blocks)
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Spikes [T, B, ...] (activations [B, ...]) of the last neuron."""
@@ -354,18 +367,9 @@ def resnet18(
             where a spike of ``shortcut_scale`` does not cross the threshold.
     """
     made = Activation(activation, batch_norm, neuron)
-    return staged(
-        ResNet,
-        basic_blocks(width),
-        made,
-        steps,
-        stem=stem,
-        width=width,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        zero_init_residual=zero_init_residual,
-        make_block=_residual_blocks(made, zero_init_residual, shortcut_scale),
-    )
+    make_block = _residual_blocks(made, zero_init_residual, shortcut_scale)
+    kind = partial(ResNet, zero_init_residual=zero_init_residual, make_block=make_block)
+    return staged(kind, basic_blocks, width, stem, num_classes, in_channels, made, steps)
 
 
 @named_options
@@ -388,23 +392,13 @@ def resnet50(
     The arguments and errors are those of :func:`resnet18`.
     """
     made = Activation(activation, batch_norm, neuron)
-    return staged(
-        ResNet,
-        bottlenecks(width),
-        made,
-        steps,
-        stem=stem,
-        width=width,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        zero_init_residual=zero_init_residual,
-        make_block=_residual_blocks(made, zero_init_residual, shortcut_scale),
-    )
+    make_block = _residual_blocks(made, zero_init_residual, shortcut_scale)
+    kind = partial(ResNet, zero_init_residual=zero_init_residual, make_block=make_block)
+    return staged(kind, bottlenecks, width, stem, num_classes, in_channels, made, steps)
 
 
 def basic_blocks(width: int) -> list[list[Convolution]]:
     """The blocks of the ResNets of 18 layers: four stages of two, of two 3×3 convolutions."""
-    check_sizes(width=width)
     return [
         [Convolution(channels, stride=stride), Convolution(channels)]
         for channels, first_stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2))
@@ -414,7 +408,6 @@ def basic_blocks(width: int) -> list[list[Convolution]]:
 
 def bottlenecks(width: int) -> list[list[Convolution]]:
     """The blocks of the ResNets of 50 layers: four stages of 3, 4, 6 and 3, of 1×1, 3×3 and 1×1 convolutions."""
-    check_sizes(width=width)
     return [
         [Convolution(inner, 1), Convolution(inner, 3, first_stride if block == 0 else 1), Convolution(4 * inner, 1)]
         for inner, count, first_stride in ((width, 3, 1), (2 * width, 4, 2), (4 * width, 6, 2), (8 * width, 3, 2))
@@ -427,25 +420,43 @@ Made = TypeVar("Made", bound=Network)
 
 def staged(
     kind: Callable[..., Made],
-    blocks: Sequence[Sequence[Convolution]],
+    blocks: Callable[[int], Sequence[Sequence[Convolution]]],
+    width: int,
+    stem: str,
+    num_classes: int,
+    in_channels: int,
     activation: Activation,
     steps: int,
-    *,
-    stem: str,
-    width: int,
-    in_channels: int,
-    num_classes: int,
-    **options: Any,
 ) -> Made:
-    """A network of one of the ResNets' shapes, whose last maps are averaged before the linear layer.
-
-    Args:
-        kind: the network's class.
-        blocks, activation, steps, num_classes, **options: of the class, see :class:`ResNet`.
-        stem, width: the first convolution's kind and channels.
-        in_channels: of the images.
-    """
+    """A network of ``kind`` and of one of the ResNets' shapes, whose last maps are averaged before the linear layer."""
     check_sizes(num_classes=num_classes, in_channels=in_channels, steps=steps, width=width)
     convolution, pool = _stem(stem, in_channels, width, not activation.batch_norm)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return kind(convolution, pool, blocks, None, head, num_classes, activation, steps, **options)
+    return kind(convolution, pool, blocks(width), None, head, num_classes, activation, steps)
+
+
+def other_resnet(
+    name: str, kind: Callable[..., Made], blocks: Callable[[int], Sequence[Sequence[Convolution]]], text: str
+) -> Callable[..., Made]:
+    """A function that makes a network of other shortcuts than the paper's; ``text`` is its docstring."""
+
+    def make(
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        width: int = 64,
+        stem: str = "3x3",
+        zero_init_residual: bool = False,
+        activation: str = "if",
+        batch_norm: bool = True,
+        steps: int = 10,
+        **neuron: Any,
+    ) -> Made:
+        made = partial(kind, zero_init_residual=zero_init_residual)
+        of = Activation(activation, batch_norm, neuron)
+        return staged(made, blocks, width, stem, num_classes, in_channels, of, steps)
+
+    make.__name__ = make.__qualname__ = name
+    make.__module__ = kind.__module__
+    make.__doc__ = text
+    return named_options(make)

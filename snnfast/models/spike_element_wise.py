@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from snnfast.models.activations import Activation
-from snnfast.models.network import each_step, named_options
-from snnfast.models.residual import Block, Convolution, ResNet, basic_blocks, bottlenecks, staged
+from snnfast.models.network import each_step
+from snnfast.models.residual import Block, Convolution, ResNet, basic_blocks, bottlenecks, other_resnet
 
 __all__ = ["SpikeElementWiseBlock", "SpikeElementWiseResNet", "sew_resnet18", "sew_resnet50"]
 
@@ -66,65 +66,25 @@ class SpikeElementWiseResNet(ResNet):
         super().__init__(*args, **kwargs, make_block=SpikeElementWiseBlock)
 
 
-@named_options
-def sew_resnet18(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    width: int = 64,
-    stem: str = "3x3",
-    zero_init_residual: bool = False,
-    activation: str = "if",
-    batch_norm: bool = True,
-    steps: int = 10,
-    **neuron: Any,
-) -> SpikeElementWiseResNet:
+sew_resnet18 = other_resnet(
+    "sew_resnet18",
+    SpikeElementWiseResNet,
+    basic_blocks,
     """SEW-ResNet18 (Fang et al. 2021): the convolutions of :func:`resnet18`, spikes added to spikes.
 
     Not the paper's network. Between blocks there are whole numbers, which grow by 1 a block where all neurons fire.
     :func:`snnfast.convert.to_spiking` does not take its ReLU twin.
 
-    The arguments and errors are those of :func:`resnet18`; here ``zero_init_residual`` needs no scale, since a spike
-    on a shortcut does not have to cross a threshold.
-    """
-    return staged(
-        SpikeElementWiseResNet,
-        basic_blocks(width),
-        Activation(activation, batch_norm, neuron),
-        steps,
-        stem=stem,
-        width=width,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-@named_options
-def sew_resnet50(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    width: int = 64,
-    stem: str = "3x3",
-    zero_init_residual: bool = False,
-    activation: str = "if",
-    batch_norm: bool = True,
-    steps: int = 10,
-    **neuron: Any,
-) -> SpikeElementWiseResNet:
+    The arguments and errors are those of :func:`resnet18`, without a scale: a spike on a shortcut does not have to
+    cross a threshold.
+    """,
+)
+sew_resnet50 = other_resnet(
+    "sew_resnet50",
+    SpikeElementWiseResNet,
+    bottlenecks,
     """SEW-ResNet50 (Fang et al. 2021): the convolutions of :func:`resnet50`, spikes added to spikes.
 
     The arguments and errors are those of :func:`sew_resnet18`.
-    """
-    return staged(
-        SpikeElementWiseResNet,
-        bottlenecks(width),
-        Activation(activation, batch_norm, neuron),
-        steps,
-        stem=stem,
-        width=width,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        zero_init_residual=zero_init_residual,
-    )
+    """,
+)
