@@ -66,7 +66,7 @@ def tune_gamma(
         max_evaluations: of the ratio. Where none is within the tolerance (a ratio that jumps, as a rectangular
             surrogate's does on little data), the γ with the ratio closest to 1 is set, with a RuntimeWarning.
 
-    A RuntimeWarning says also where no gradient arrives at some layers at the γ set, and on how many the ratio rests.
+    Where no gradient arrives at some layers, ``str()`` of the result says on how many the ratio rests.
 
     Returns:
         The trace. Each layer's surrogate is replaced by one of the same shape and β; all else, everything if this
@@ -105,8 +105,6 @@ def tune_gamma(
             RuntimeWarning,
             stacklevel=2,
         )
-    if rests_on := evaluated[best].rests_on():
-        warnings.warn(f"the ratio at γ = {best:.4g}, which is set: {rests_on}", RuntimeWarning, stacklevel=2)
     set_gamma(layers, best)
     return GammaSearch(best, ratio, tuple(evaluated), tuple(_ratios(evaluated)), evaluated[best])
 
