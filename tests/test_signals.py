@@ -140,6 +140,8 @@ def test_nothing_of_the_model_is_changed_and_dropout_is_off() -> None:
     assert not any(module.training for module in model.modules())
     assert model[3]._state is None
     assert found == tuning.signal_profile(model, images)
+    model[2].p = 0.0
+    assert found == tuning.signal_profile(model, images)  # as without any
     # Its own statistics, unless evaluation is asked for.
     assert found.rates != tuning.signal_profile(model, images, training=False).rates
 
