@@ -342,8 +342,15 @@ def augmentation_entries() -> dict[str, Entry]:
     shares = {name: "one number" for name in ("brightness", "contrast", "saturation", "hue")}
     images, generator = {"images": IMAGES}, {"generator": "generator"}
     return {
-        "Augmentation": Entry(augment.Augmentation, {}, {**shares, "flip": "one number", "padding": "count"}),
+        "Augmentation": Entry(
+            augment.Augmentation,
+            {},
+            {**shares, "flip": "one number", "padding": "count", "auto": "flag", "cutout": "count"},
+        ),
         "CIFAR": Entry(augment.CIFAR, images, {"images": "floats", **generator}),
+        "CIFAR_STRONG": Entry(augment.CIFAR_STRONG, images, {"images": "floats", **generator}),
+        "auto_augment": Entry(augment.auto_augment, images, {"images": "floats", **generator}),
+        "cutout": Entry(augment.cutout, images, {"images": "floats", "size": "count", **generator}),
         "horizontal_flip": Entry(
             augment.horizontal_flip, images, {"images": "floats", "probability": "one number", **generator}
         ),

@@ -136,7 +136,13 @@ def test_figure_5_has_every_network_and_more_seeds_where_it_judges() -> None:
     assert gammas["ANN"] is None
     assert gammas["SNN, γ = 100"] == 100.0
     assert set(found["learning rate"]) == {0.01}
-    assert len(outcome.verdicts) == 2
+    assert len(outcome.verdicts) == 4
+    tests = {
+        (layers, network): accuracy
+        for layers, network, accuracy in zip(found["layers"], found["network"], found["test accuracy"], strict=True)
+    }
+    shallow = outcome.verdicts[2]
+    assert shallow.shown == (tests[3, "SNN, tuned γ"] > tests[3, "ANN"])
     draw(outcome)
     assert fig5.measure(settings, CONTEXT).tables == outcome.tables
 
@@ -166,6 +172,19 @@ def test_figure_5_goes_on_where_the_range_test_finds_no_rate(monkeypatch: pytest
 def test_figure_5_verdicts(tuned: list[float], fixed: list[float], shown: bool) -> None:
     made = fig5.verdicts({"training": tuned, "test": tuned}, {"training": fixed, "test": fixed})
     assert [verdict.shown for verdict in made] == [shown, shown]
+
+
+@pytest.mark.parametrize(
+    ("snn", "ann", "shown"),
+    [
+        ({3: 0.30, 13: 0.32}, {3: 0.29, 13: 0.40}, [True, True]),
+        ({3: 0.30, 5: 0.50, 13: 0.20}, {3: 0.30, 5: 0.40, 13: 0.20}, [False, False]),  # no lead, no difference
+        ({3: 0.30}, {3: 0.31}, [False]),
+        ({5: 0.30, 9: 0.20}, {5: 0.30, 9: 0.25}, [True]),  # both fall, the ANN less
+    ],
+)
+def test_figure_5_verdicts_on_the_ann(snn: dict[int, float], ann: dict[int, float], shown: list[bool]) -> None:
+    assert [verdict.shown for verdict in fig5.ann_verdicts(snn, ann)] == shown
 
 
 def test_figure_6_has_every_count_and_seed() -> None:

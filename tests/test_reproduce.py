@@ -225,7 +225,7 @@ WRONG = {
     "fig3 --threads 0": "threads must be at least 1, got 0",
     "fig3 --threads two": "argument --threads: invalid int value: 'two'",
     "fig3 --out taken": "output folder ",
-    "fig3 --scale medium": "fig3 has no scale medium; these have: table2, table3",
+    "fig3 --scale medium": "fig3 has no scale medium; these have: table2, table3, fig5",
     "fig3": "the data set 'cifar10' is read from a folder",
     "all --data-dir nowhere": "data folder 'nowhere' does not exist",
     "table1 --data-dir .": "mnist: no train-images-idx3-ubyte[.gz]",

@@ -1,4 +1,4 @@
-"""What a run's loss, label smoothing and averaged weights are."""
+"""What a run's loss, label smoothing, averaged weights and compilation are."""
 
 from __future__ import annotations
 
@@ -105,12 +105,35 @@ def test_averaged_weights_go_on_bit_for_bit_and_are_what_is_read_back(tmp_path: 
     assert all(torch.equal(read.state_dict()[name], value) for name, value in second.evaluated.state_dict().items())
 
 
+@pytest.mark.parametrize("loss", ["sum", "tet"])
+def test_a_compiled_network_is_trained_to_the_same_losses(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: calls.append(options) or compile_(*args, **options))
+    options = {"loss": loss, "ema": 0.9, "clip": 1.0}
+    plain, compiled = trainer(**options), trainer(**options, compile="default")
+    for made in (plain, compiled):
+        for images, labels in list(made.epoch_batches())[:6]:
+            made.step(images, labels)
+    assert [each["fullgraph"] for each in calls] == [True]
+    losses = [[record.loss for record in made.history] for made in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len(set(losses[1])) == 6
+    # The weights that were trained are the network's own: what is evaluated, saved and read.
+    ends = [made.model.state_dict() for made in (plain, compiled)]
+    assert list(ends[0]) == list(ends[1])
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-2, atol=1e-3)
+    accuracies = [made.evaluate(made.data.test).accuracy for made in (plain, compiled)]
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.05)
+
+
 def test_a_checkpoint_of_before_there_were_these_options_goes_on(tmp_path: Path) -> None:
     made, path = trainer(), tmp_path / checkpoints.NAME
     made.step(*next(iter(made.epoch_batches())))
     checkpoints.save(made, path)
     content = torch.load(path, weights_only=True)
-    for name in ("loss", "label_smoothing", "ema"):
+    for name in ("loss", "label_smoothing", "ema", "compile"):
         del content["options"][name]
     del content["average"]
     torch.save(content, path)
@@ -125,6 +148,13 @@ REFUSED = {
     "loss must be 'sum' with the model 'digits', got 'tet'": {"loss": "tet", "model": "digits", "model_options": {}},
     "label_smoothing must be at least 0 and below 1, got 1": {"label_smoothing": 1},
     "label_smoothing must be at least 0 and below 1, got nan": {"label_smoothing": float("nan")},
+    "compile must be one of 'default', 'reduce-overhead', got 'fast'": {"compile": "fast"},
+    "compile must be None with the layer 'compiled', got 'default'": {
+        "compile": "default",
+        "layer": "compiled",
+        "model": "digits",
+        "model_options": {},
+    },
     "ema must be at least 0 and below 1, got 1.0": {"ema": 1.0},
     "ema must be at least 0 and below 1, got -0.1": {"ema": -0.1},
 }

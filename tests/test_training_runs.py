@@ -213,6 +213,9 @@ print("gloo threads:", [name for name in names if "gloo" in name], flush=True)
 def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
     with pytest.raises(OptionError, match="batch_size must be a multiple of the 7 processes, got 240"):
         Trainer(data.load("digits"), PLAIN, CPU, processes=training.Processes(0, 7))
+    options = replace(PLAIN, compile="default")
+    with pytest.raises(OptionError, match="compile must be None for several processes, got 'default'"):
+        Trainer(data.load("digits"), options, CPU, processes=training.Processes(0, 2))
 
 
 def test_tensorboard_has_every_step_and_evaluation(tmp_path: Path) -> None:

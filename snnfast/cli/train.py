@@ -132,6 +132,11 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         help=f"of the training images: {', '.join(training.AUGMENTATIONS)} (default: {default('augment')})",
     )
     parser.add_argument(
+        "--compile",
+        metavar="MODE",
+        help=f"train the network under torch.compile: {', '.join(training.COMPILE_MODES)} (default: as it is)",
+    )
+    parser.add_argument(
         "--precision",
         metavar="NAME",
         help=f"{', '.join(training.PRECISIONS)} (default: bfloat16 on a GPU, float32 on the CPU)",

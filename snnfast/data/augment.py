@@ -1,4 +1,4 @@
-"""Random flips, crops and colours for batches of images, on their own device (the paper's section 3.1).
+"""Random flips, crops and colours for batches of images, on their own device (the paper's section 3.1), and more.
 
 Every function takes float images [B, C, H, W] with intensities from 0 to 1, gives each image its own random numbers,
 works on the whole batch at once, and returns new images of the same shape, dtype and device. The random numbers come
@@ -8,31 +8,44 @@ images' device saves the copy of a few numbers per image. None is the default ge
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snnfast._arguments.checks import dense, integer, number_within
-from snnfast._arguments.checks import generator as check_generator
+from snnfast._arguments.checks import flag, integer, number_within
+from snnfast.data.autoaugment import auto_augment
+from snnfast.data.pixels import blend, check_images, check_rgb, grey, place, uniform
 
-__all__ = ["CIFAR", "Augmentation", "color_jitter", "horizontal_flip", "random_crop"]
+__all__ = [
+    "CIFAR",
+    "CIFAR_STRONG",
+    "Augmentation",
+    "auto_augment",
+    "color_jitter",
+    "cutout",
+    "horizontal_flip",
+    "random_crop",
+]
 
-MOST_PADDING = 2**16  # pixels: more than any image has
-_LUMA = (0.299, 0.587, 0.114)  # red's, green's and blue's share of the grey that the eye sees (ITU-R BT.601)
+MOST_PIXELS = 2**16  # more than any image has in a row
+_STRENGTHS = ("brightness", "contrast", "saturation", "hue")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Flip, crop and colour jitter in that order: ``augment(images, generator=None)``.
+    """Flip, crop, colour jitter, AutoAugment and cutout in that order: ``augment(images, generator=None)``.
 
     * ``flip``: the probability of :func:`horizontal_flip`.
     * ``padding``: of :func:`random_crop`, in pixels.
-    * ``brightness``, ``contrast``, ``saturation``, ``hue``: of :func:`color_jitter`; where all are 0, images may have
-      any number of channels.
+    * ``brightness``, ``contrast``, ``saturation``, ``hue``: of :func:`color_jitter`.
+    * ``auto``: whether :func:`auto_augment` is used. Without it and with strengths of 0, images may have any number of
+      channels.
+    * ``cutout``: the side of :func:`cutout`'s square, in pixels.
 
-    What is 0 is left out and draws no random numbers. Raises TypeError or ValueError for an option out of its range.
+    What is 0 or False is left out and draws no random numbers. Raises TypeError or ValueError for an option out of its
+    range.
     """
 
     flip: float = 0.5
@@ -41,22 +54,32 @@ class Augmentation:
     contrast: float = 0.2
     saturation: float = 0.2
     hue: float = 0.05
+    auto: bool = False
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         _check_share("flip", self.flip)
-        _check_padding(self.padding)
-        for field in fields(self)[2:]:
-            _check_strength(field.name, getattr(self, field.name))
+        _check_pixels("padding", self.padding)
+        for name, strength in self._strengths().items():
+            _check_strength(name, strength)
+        flag("auto", self.auto)
+        _check_pixels("cutout", self.cutout)
+
+    def _strengths(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in _STRENGTHS}
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Augmented images; see :mod:`snnfast.data.augment`."""
-        _check_images(images)
+        check_images(images)
         if self.flip:
             images = horizontal_flip(images, self.flip, generator=generator)
         if self.padding:
             images = random_crop(images, self.padding, generator=generator)
-        strengths = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
-        return color_jitter(images, **strengths, generator=generator) if any(strengths.values()) else images
+        if any(self._strengths().values()):
+            images = color_jitter(images, **self._strengths(), generator=generator)
+        if self.auto:
+            images = auto_augment(images, generator=generator)
+        return cutout(images, self.cutout, generator=generator) if self.cutout else images
 
 
 def horizontal_flip(images: Tensor, probability: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
@@ -64,9 +87,9 @@ def horizontal_flip(images: Tensor, probability: float = 0.5, *, generator: torc
 
     Raises TypeError for what are no float images [B, C, H, W], ValueError for another shape or probability.
     """
-    _check_images(images)
+    check_images(images)
     _check_share("probability", probability)
-    flipped = _uniform(images, generator) < probability
+    flipped = uniform(images, generator) < probability
     return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
@@ -75,15 +98,31 @@ def random_crop(images: Tensor, padding: int = 4, *, generator: torch.Generator 
 
     Raises as :func:`horizontal_flip`, ValueError for a negative padding.
     """
-    _check_images(images)
-    _check_padding(padding)
+    check_images(images)
+    _check_pixels("padding", padding)
     places = 2 * padding + 1
-    # Rounding could make a share of just below 1 the whole.
-    top, left = ((_uniform(images, generator) * places).long().clamp(max=places - 1) for _ in range(2))
+    top, left = (place(images, generator, places) for _ in range(2))
     padded = F.pad(images, (padding,) * 4)
     # All the crops that there are, as views [B, C, top, left, H, W]: only those that are wanted are copied.
     windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def cutout(images: Tensor, size: int = 16, *, generator: torch.Generator | None = None) -> Tensor:
+    """Makes a square of each image grey (0.5): of ``size`` pixels, around any of the image's (DeVries and Taylor 2017).
+
+    At the edges part of it lies outside. That paper has 16 for CIFAR-10 and 8 for CIFAR-100. Raises as
+    :func:`horizontal_flip`, ValueError for a negative size.
+    """
+    check_images(images)
+    _check_pixels("size", size)
+    inside = []
+    for length in images.shape[2:]:
+        first = place(images, generator, length) - size // 2
+        along = torch.arange(length, device=images.device)
+        inside.append((along >= first[:, None]) & (along < first[:, None] + size))
+    rows, columns = inside
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
 
 
 def color_jitter(
@@ -109,37 +148,26 @@ def color_jitter(
         TypeError: not a float tensor, or a strength that is no number.
         ValueError: another shape, a strength below 0 or not finite, a hue above 0.5.
     """
-    _check_images(images)
-    if images.shape[1] != 3:
-        raise ValueError(f"colour jitter needs RGB images [B, 3, H, W], got {list(images.shape)}")
+    check_rgb("colour jitter", images)
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
     for name, strength in strengths.items():
         _check_strength(name, strength)
 
     def factor(strength: float) -> Tensor:
         low = max(0.0, 1 - strength)
-        share = _uniform(images, generator)[:, None, None, None]
+        share = uniform(images, generator)[:, None, None, None]
         return low + (1 + strength - low) * share
 
     if brightness:
         images = (images * factor(brightness)).clamp(0, 1)
     if contrast:
-        images = _blend(images, _grey(images).mean((2, 3), keepdim=True), factor(contrast))
+        images = blend(images, grey(images).mean((2, 3), keepdim=True), factor(contrast))
     if saturation:
-        images = _blend(images, _grey(images), factor(saturation))
+        images = blend(images, grey(images), factor(saturation))
     if hue:
-        turn = hue * (2 * _uniform(images, generator) - 1)
+        turn = hue * (2 * uniform(images, generator) - 1)
         images = _turn_hue(images, turn[:, None, None])
     return images
-
-
-def _blend(images: Tensor, base: Tensor, factor: Tensor) -> Tensor:
-    return (base + factor * (images - base)).clamp(0, 1)
-
-
-def _grey(images: Tensor) -> Tensor:
-    red, green, blue = images.split(1, 1)
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
@@ -160,30 +188,12 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     return torch.stack([value - chroma * (distance - 1).clamp(0, 1) for distance in distances], 1).clamp(0, 1)
 
 
-def _uniform(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One number from [0, 1) per image, on the images' device and in their dtype."""
-    check_generator("generator", generator)
-    device = images.device if generator is None else generator.device
-    # float32 whatever the images are, so that the seed alone decides.
-    drawn = torch.rand(len(images), generator=generator, device=device, dtype=torch.float32)
-    return drawn.to(images.device, images.dtype, non_blocking=True)
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a float tensor with intensities from 0 to 1, got {got}")
-    dense("images", images)
-    if images.dim() != 4:
-        raise ValueError(f"images must have the shape [B, C, H, W], got {list(images.shape)}")
-
-
 def _check_share(name: str, value: float) -> None:
     number_within(name, value, least=0, most=1)
 
 
-def _check_padding(padding: int) -> None:
-    integer("padding", padding, least=0, most=MOST_PADDING)
+def _check_pixels(name: str, value: int) -> None:
+    integer(name, value, least=0, most=MOST_PIXELS)
 
 
 def _check_strength(name: str, value: float) -> None:
@@ -193,3 +203,6 @@ def _check_strength(name: str, value: float) -> None:
 CIFAR = Augmentation()
 """What the paper names for CIFAR-10 and CIFAR-100. It gives no strengths; the padding of 4 is the field's, the jitter's
 are mild ones of our choice."""
+
+CIFAR_STRONG = Augmentation(brightness=0, contrast=0, saturation=0, hue=0, auto=True, cutout=16)
+"""Beyond the paper: flips and crops, AutoAugment's policy for CIFAR-10 in the place of the jitter, and cutout."""

@@ -8,7 +8,16 @@ training, for other programs. What a user can get wrong is an :class:`OptionErro
 
 from snnfast.training.checkpoints import CheckpointError, load_model
 from snnfast.training.implementations import IMPLEMENTATIONS
-from snnfast.training.options import AUGMENTATIONS, LOSSES, PRECISIONS, SCHEDULES, SURROGATES, OptionError, TrainOptions
+from snnfast.training.options import (
+    AUGMENTATIONS,
+    COMPILE_MODES,
+    LOSSES,
+    PRECISIONS,
+    SCHEDULES,
+    SURROGATES,
+    OptionError,
+    TrainOptions,
+)
 from snnfast.training.output import OutputError
 from snnfast.training.processes import Processes
 from snnfast.training.records import Evaluation, FiringRecord, StepRecord
@@ -18,6 +27,7 @@ from snnfast.training.trainer import DivergedError, Trainer
 
 __all__ = [
     "AUGMENTATIONS",
+    "COMPILE_MODES",
     "IMPLEMENTATIONS",
     "LOSSES",
     "PRECISIONS",

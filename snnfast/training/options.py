@@ -20,8 +20,10 @@ FIND, TUNE = "find", "tune"
 SCHEDULES = ("one-cycle", "constant")
 LOSSES = ("sum", "tet")
 """Cross entropy of the logits summed over time (the paper's), and of each step's, averaged (Deng et al. 2022)."""
+COMPILE_MODES = ("default", "reduce-overhead")
+"""Of :func:`torch.compile`; the second replays CUDA graphs on a GPU."""
 SURROGATES: Mapping[str, Callable[..., surrogate.Surrogate]] = surrogate.SHAPES
-AUGMENTATIONS = {"none": None, "cifar": augment.CIFAR}
+AUGMENTATIONS = {"none": None, "cifar": augment.CIFAR, "cifar-strong": augment.CIFAR_STRONG}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 # What suits each data set where the user says nothing: seconds for digits and half an hour for mnist on 2 CPU cores;
@@ -99,7 +101,10 @@ class TrainOptions:
     * ``gamma``: the surrogate's sharpness in every spiking layer; ``"tune"``: :func:`snnfast.tuning.tune_gamma` finds
       it first; None: as the model has it.
     * ``surrogate``: its shape, one of :data:`SURROGATES`; None: as the model has it, the fast sigmoid.
-    * ``augment``: ``cifar`` (:data:`snnfast.data.augment.CIFAR`), or ``none``.
+    * ``augment``: ``cifar`` (:data:`snnfast.data.augment.CIFAR`), ``cifar-strong``
+      (:data:`snnfast.data.augment.CIFAR_STRONG`: AutoAugment and cutout), or ``none``.
+    * ``compile``: ``default`` or ``reduce-overhead``, the mode of :func:`torch.compile` under which the network is
+      trained; None trains it as it is. The second replays CUDA graphs on a GPU, which was not run here.
     * ``precision``: ``float32``, or ``bfloat16`` by autocast; None is bfloat16 on a GPU and float32 on the CPU.
     * ``seed``: of the initial weights, the order of the images, augmentation and dropout.
     * ``device``: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one and this build has kernels for
@@ -132,6 +137,7 @@ class TrainOptions:
     gamma: float | str | None = None
     surrogate: str | None = None
     augment: str = "none"
+    compile: str | None = None
     precision: str | None = None
     seed: int = 0
     device: str | None = None
@@ -152,6 +158,10 @@ class TrainOptions:
         if self.ema is not None:
             _checked(number_within, "ema", self.ema, least=0, below=1)
         _checked(word, "augment", self.augment, AUGMENTATIONS)
+        if self.compile is not None:
+            _checked(word, "compile", self.compile, COMPILE_MODES)
+            if self.layer == "compiled":
+                raise OptionError(f"compile must be None with the layer 'compiled', got {self.compile!r}")
         if self.precision is not None:
             _checked(word, "precision", self.precision, PRECISIONS)
         for name, value in self.model_options.items():

@@ -55,7 +55,8 @@ class Trainer:
 
     Raises:
         OptionError: a sharpness for a network without spiking layers; a batch larger than the training split, or that
-            the processes cannot share equally; options that the network does not have.
+            the processes cannot share equally; compilation for several processes; options that the network does not
+            have.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Trainer:
             raise OptionError(
                 f"augment must be 'none' for images of {data.image_shape[0]} channel, got {options.augment!r}"
             )
+        if options.compile is not None and processes.count > 1:
+            raise OptionError(f"compile must be None for several processes, got {options.compile!r}")
         self.data, self.options, self.device, self.processes = data, options, device, processes
         self.batches = len(data.train) // options.batch_size
         self.history: list[StepRecord] = []
@@ -183,7 +186,10 @@ class Trainer:
         if self.options.ema is not None:
             decay = get_ema_multi_avg_fn(self.options.ema)
             self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
-        self._trained: nn.Module = self.model
+        self._trained: Callable[..., Any] = self.model
+        if self.options.compile is not None:
+            # Batches are of one shape. fullgraph: a part that silently stays uncompiled is an error.
+            self._trained = torch.compile(self.model, fullgraph=True, dynamic=False, mode=self.options.compile)
         if self.processes.count > 1:
             models.synchronize(self.model)
             # Synchronized statistics are the same in every process: there is nothing to send before each step. torch
