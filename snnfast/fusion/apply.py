@@ -163,7 +163,10 @@ def _exchange(model: nn.Module, match: Match, layer: nn.Module) -> None:
     """Puts the fused layer and the neuron's stand-in in place."""
     site = match.site
     _set_child(model, site.name, layer)
-    _set_child(model, match.neuron_name, FusedNeuron(layer, site.name, match.called_alone, match.batch is not None))
+    stand_in = FusedNeuron(layer, site.name, match.called_alone, match.batch is not None)
+    if hasattr(match.neuron, "step_mode"):  # of another library, which sets that of all modules
+        stand_in.step_mode = "m"
+    _set_child(model, match.neuron_name, stand_in)
     if site.over_time is not None:
         site.over_time[1].__class__ = FusedOverTime
 

@@ -17,6 +17,8 @@ from torch import fx, nn
 from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
+from snnfast.compat.foreign import ForeignNeuron
+from snnfast.compat.over_time import normalizes_steps
 from snnfast.fusion.modules import FusedNeuron, FusedOverTime
 from snnfast.fusion.recipe import may_get_forward
 from snnfast.fusion.sites import Match, Site, Unit
@@ -159,7 +161,7 @@ class Survey:
             else:
                 return None
             module, name = module._modules[child], f"{name}.{child}"
-        return Site(unit, node, name, module, holders, over_time)
+        return Site(unit, node, name, module, holders, over_time, over_time is None and normalizes_steps(module))
 
     # Why not -------------------------------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class Survey:
             return "it is a SyncBatchNorm, whose statistics span processes"
         if hasattr(module, "parametrizations"):
             return "it is parametrized"
-        if kind not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        if kind not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and not normalizes_steps(module):
             return f"its class {kind.__name__} is a subclass of a batch norm and may do something else"
         reason = self.why_not_module(module, name)
         if reason:
@@ -209,7 +211,11 @@ class Survey:
 
     def why_not_neuron(self, match: Match) -> str | None:
         module, name = match.neuron, match.neuron_name
-        if type(module) not in (IF, LIF):
+        if isinstance(module, ForeignNeuron):
+            reason = module._why_not_fused()
+            if reason:
+                return f"{describe(module, name)} {reason}"
+        elif type(module) not in (IF, LIF):
             return f"{describe(module, name)} is not snnfast.IF or LIF itself and may do something else"
         reason = self.why_not_module(module, name)
         for holder_name, holder in match.neuron_holders:
@@ -278,7 +284,7 @@ class Survey:
         if match.split is None and plain and shapes.splits(user, value, site):
             match.split = user
             return True
-        if match.addition is not None or site.over_time is not None:
+        if match.addition is not None or not site.flat:
             return False
         if match.split is None:
             batch = shapes.splits_samples(user, value)
@@ -345,7 +351,7 @@ class Survey:
             steps.op == "get_attr" and type(getattr(site.unit.module, str(steps.target), None)) is int
         ):
             return f"steps of the neuron {match.neuron_name!r} is known only when the model runs"
-        held, flat = steps is not None, site.over_time is None
+        held, flat = steps is not None, site.flat
         if held and (match.split is not None or not flat):
             return (
                 f"the neuron {match.neuron_name!r} holds its current, but the batch norm takes dimension 2 for the "
@@ -357,7 +363,7 @@ class Survey:
                 "norm takes dimension 1, the batch, for the channels; wrap it in snnfast.OverTime"
             )
         if not flat and match.split is not None:
-            return "its output is reshaped after OverTime"
+            return "its output, which has time and batch apart already, is reshaped"
         return None
 
     @staticmethod
@@ -373,7 +379,7 @@ class Survey:
             return f"the addition comes after dimensions were rearranged, for the neuron {match.neuron_name!r}"
         if tables:
             return f"{where} a threshold or time constant per channel"
-        if match.neuron.carry_state or match.neuron._state is not None:
+        if match.neuron.carry_state or match.neuron.state is not None:
             return f"{where} a carried state"
         return None
 

@@ -52,7 +52,7 @@ def fused_layer(batch_norm: _BatchNorm, neuron: Neuron) -> nn.Module:
     for name in ("threshold", "tau"):
         if isinstance(neuron.__dict__.get(name), Tensor):  # one that is part of a graph
             layer.__dict__[name] = neuron.__dict__[name]
-    layer._state, layer._started = neuron._state, dict(neuron._started)
+    layer._state, layer._started = neuron.state, dict(neuron._started)
     layer._held, layer._numbers_elsewhere = neuron._held, True
     layer.training = batch_norm.training
     layer.register_state_dict_post_hook(_drop_tables)
@@ -183,6 +183,11 @@ class FusedNeuron(WithNumbers):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "step_mode" and value != "m":
+            raise ValueError(
+                f"step_mode must be 'm', got {value!r}: the neuron was fused into {self.name!r}, which takes all steps in "
+                "one call; choose the mode before fusing"
+            )
         if name in _TABLES and isinstance(value, Tensor) and value.dim() > 0 and self.__dict__.get("rearranged"):
             raise ValueError(
                 f"{name} must be one for all channels, got shape {list(value.shape)}: those per channel "

@@ -41,6 +41,7 @@ class Site:
         holders: from the module called to the one that holds the batch norm, outermost first (empty: it is called
             itself), each with its name in the network.
         over_time: the OverTime among the holders, with its name.
+        timed: whether the batch norm takes [T, B, C, ...] itself.
     """
 
     unit: Unit
@@ -49,6 +50,12 @@ class Site:
     batch_norm: _BatchNorm
     holders: list[tuple[str, nn.Module]]
     over_time: tuple[str, OverTime] | None
+    timed: bool = False
+
+    @property
+    def flat(self) -> bool:
+        """Whether the call's value has time and batch in one dimension."""
+        return self.over_time is None and not self.timed
 
 
 @dataclass

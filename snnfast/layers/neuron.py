@@ -24,6 +24,18 @@ _OPTIONS = ("reset", "reset_value", "surrogate", "detach_reset", "fire_on_equal"
 _OPTION_DEFAULTS = {"reset": "hard", "reset_value": 0.0, "detach_reset": None, "fire_on_equal": False, "delay": False}
 
 
+class ResetRule(str):
+    """The option ``reset`` of a layer, a word; called, it forgets the layer's carried potential.
+
+    Other libraries reset a network by calling ``reset()`` of every module that has one.
+    """
+
+    layer: Neuron
+
+    def __call__(self) -> None:
+        self.layer.reset_state()
+
+
 class Neuron(WithNumbers, Layer):
     """What IF and LIF share: options, threshold, carried state, checkpoints.
 
@@ -33,7 +45,6 @@ class Neuron(WithNumbers, Layer):
 
     # What nn.Module's __getattr__ hides from a type checker: without these, Tensor | Module.
     threshold: float | Tensor
-    reset: str
     reset_value: float
     surrogate: Surrogate
     detach_reset: bool | None
@@ -181,6 +192,17 @@ class Neuron(WithNumbers, Layer):
 
     def _run(self, current: Tensor, states: States, outputs: int, steps: int | None) -> tuple[Tensor, Tensor, Tensor]:
         return integrate.run(self._dynamics, current, states, steps, self.time_dim, outputs)
+
+    @property
+    def reset(self) -> ResetRule:
+        """"hard" or "soft". ``layer.reset()`` is :meth:`reset_state`, for those who reset modules of many libraries."""
+        rule = ResetRule(self.__dict__["reset"])
+        rule.layer = self
+        return rule
+
+    @reset.setter
+    def reset(self, value: str) -> None:
+        self.__dict__["reset"] = str(value)
 
     @property
     def state(self) -> Tensor | None:
