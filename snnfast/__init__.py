@@ -13,6 +13,7 @@ from snnfast._version import __version__
 from snnfast.activity.report import ActivityReport, activity_report
 from snnfast.backends import build_info
 from snnfast.check import CheckReport, check
+from snnfast.compat.replace import ReplaceReport, replace_neurons
 from snnfast.fusion.apply import FuseReport, fuse
 from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, OverTime, Readout, detach_state, reset_state
 from snnfast.memory.packing import pack_spikes
@@ -28,6 +29,7 @@ __all__ = [
     "FuseReport",
     "OverTime",
     "Readout",
+    "ReplaceReport",
     "__version__",
     "activity_report",
     "build_info",
@@ -38,6 +40,7 @@ __all__ = [
     "memory_report",
     "pack_spikes",
     "reference",
+    "replace_neurons",
     "reset_state",
     "surrogate",
 ]

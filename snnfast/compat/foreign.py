@@ -15,5 +15,5 @@ class ForeignNeuron(Neuron):
     """An IF or LIF layer that is a neuron of another library as well."""
 
     def _why_not_fused(self) -> str | None:
-        """What keeps the layer from being one with the batch norm before it, as the end of a sentence; None: nothing."""
+        """What keeps the layer from being one with a batch norm, as the end of a sentence; None: nothing."""
         return None

@@ -8,9 +8,12 @@ the kernel's, in single-step mode one step of it. For SpikingJelly 2.0 and 0.0.0
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +27,7 @@ from snnfast.layers.neuron import IF, LIF
 from snnfast.ops.options import LAST, POTENTIAL, states_of
 from snnfast.surrogate import Surrogate
 
-__all__ = ["adopt", "of_library"]
+__all__ = ["adopt", "of_library", "without_cupy"]
 
 _ROOMS = ("spikingjelly.activation_based.neuron", "spikingjelly.clock_driven.neuron")
 _LEAKY = {"LIFNode", "ParametricLIFNode", "MultiStepLIFNode", "MultiStepParametricLIFNode"}
@@ -44,14 +47,35 @@ _SURROGATES: dict[str, Callable[[float], Surrogate]] = {
 
 
 def surrogate_of(function: Any) -> Surrogate:
-    """The shape that has the derivative of one of the library's surrogate functions; raises :class:`Refused`."""
+    """The shape that has the derivative of one of the library's surrogate functions; raises :class:`Refused`.
+
+    The library's formulas are not the same in all versions: what is found by name is compared with the function itself.
+    """
     known = type(function).__name__ if type(function).__module__.startswith("spikingjelly.") else ""
     alpha = getattr(function, "alpha", None)
+    found: list[Surrogate] = []
     if known in _SURROGATES and isinstance(alpha, (int, float)):
-        return _SURROGATES[known](float(alpha))
-    if known == "PiecewiseLeakyReLU" and function.c == 0:
-        return surrogate.Rectangle(gamma=1 / function.w, beta=1 / (2 * function.w))
+        found = [_SURROGATES[known](float(alpha))]
+    elif known == "PiecewiseLeakyReLU" and function.c == 0:
+        found = [surrogate.Rectangle(gamma=1 / function.w, beta=height / function.w) for height in (0.5, 1.0)]
+    for shape in found:
+        if torch.allclose(shape.derivative(_DISTANCES), _slopes(function), rtol=1e-4, atol=1e-7):
+            return shape
     raise Refused(f"has a surrogate, {function!r}, that is none of the kernels' shapes")
+
+
+_DISTANCES = torch.arange(-40, 41, dtype=torch.float64) * 0.1003  # of potential and threshold; on no edge of a shape
+
+
+def _slopes(function: Any) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        distances = _DISTANCES.clone().requires_grad_()
+        spikes = function.spiking_function(distances, **_parameters_of(function))
+        return torch.autograd.grad(spikes.sum(), distances)[0]
+
+
+def _parameters_of(function: Any) -> dict[str, Any]:
+    return {name: getattr(function, name) for name in ("alpha", "w", "c") if hasattr(function, name)}
 
 
 class Node(ForeignNeuron):
@@ -100,9 +124,10 @@ class Node(ForeignNeuron):
 
     @v_reset.setter
     def v_reset(self, value: float | None) -> None:
-        if value is not None:
-            self.reset_value = value
-        self.reset = "soft" if value is None else "hard"
+        if value is None:
+            self.reset_value, self.reset = 0.0, "soft"
+        else:
+            self.reset, self.reset_value = "hard", value
 
     def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Any:
         """All steps of ``x`` [T, B, ...], or one [B, ...], as ``step_mode`` (or the library's class) says."""
@@ -209,6 +234,38 @@ _OPTIONS = {
 }
 
 
+@contextmanager
+def without_cupy() -> Iterator[None]:
+    """Lets nodes of SpikingJelly 0.0.0.0.14 be made with ``backend="cupy"`` where CuPy is not installed.
+
+    For code that makes its network so: ``with without_cupy(): network = spikformer()``, then
+    :func:`snnfast.replace_neurons`. A node that is not replaced cannot run so.
+    """
+    with ExitStack() as stack:
+        for room, name in _BACKEND_CHECKS:
+            with suppress(ImportError):
+                module = importlib.import_module(room)
+                check = getattr(module, name, None)
+                if check is not None:
+                    stack.enter_context(_accepting_cupy(module, name, check))
+        yield
+
+
+_BACKEND_CHECKS = (
+    ("spikingjelly.clock_driven.neuron", "check_backend"),
+    ("spikingjelly.activation_based.base", "check_backend_library"),
+)
+
+
+@contextmanager
+def _accepting_cupy(module: ModuleType, name: str, check: Callable[[str], None]) -> Iterator[None]:
+    setattr(module, name, lambda backend: None if backend == "cupy" else check(backend))
+    try:
+        yield
+    finally:
+        setattr(module, name, check)
+
+
 def of_library(module: nn.Module) -> bool:
     """Whether a module is a neuron of the library, or of a class made from one."""
     return any(kind.__module__.startswith(_ROOMS) for kind in type(module).__mro__) and not isinstance(module, Node)
@@ -292,6 +349,5 @@ def __getattr__(name: str) -> Any:
     for room in _ROOMS:
         plain = name.removeprefix("ClockDriven")
         if plain in _KNOWN and _name(room, plain) == name:
-            __import__(room)
-            return globals().get(name) or _make(room, plain, getattr(sys.modules[room], plain))
+            return globals().get(name) or _make(room, plain, getattr(importlib.import_module(room), plain))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

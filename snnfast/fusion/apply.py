@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from snnfast.fusion.match import Survey, is_container
-from snnfast.fusion.modules import FusedNeuron, FusedOverTime, fit_residual, fused_layer, laid_out
+from snnfast.fusion.modules import FusedNeuron, fit_residual, fuse_over_time, fused_layer, laid_out
 from snnfast.fusion.recipe import give_forward
 from snnfast.fusion.sites import Match, Site
 
@@ -168,7 +168,7 @@ def _exchange(model: nn.Module, match: Match, layer: nn.Module) -> None:
         stand_in.step_mode = "m"
     _set_child(model, match.neuron_name, stand_in)
     if site.over_time is not None:
-        site.over_time[1].__class__ = FusedOverTime
+        fuse_over_time(site.over_time[1])
 
 
 def _set_child(model: nn.Module, name: str, child: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from snnfast.compat.foreign import ForeignNeuron
-from snnfast.compat.over_time import normalizes_steps
+from snnfast.compat.over_time import batches_steps, normalizes_steps
 from snnfast.fusion.modules import FusedNeuron, FusedOverTime
 from snnfast.fusion.recipe import may_get_forward
 from snnfast.fusion.sites import Match, Site, Unit
@@ -123,6 +123,11 @@ class Survey:
                 self.calls[id(module.module)] += 1
                 queue.append(module.module)
                 continue
+            if batches_steps(module):
+                for child in module.children():
+                    self.calls[id(child)] += 1
+                    queue.append(child)
+                continue
             if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
                 queue.extend(module.children())
                 continue
@@ -158,6 +163,8 @@ class Survey:
                 child = list(module._modules)[-1]
             elif type(module) is OverTime and over_time is None:
                 child, over_time = "module", (name, module)
+            elif batches_steps(module) and over_time is None:
+                child, over_time = list(module._modules)[-1], (name, module)
             else:
                 return None
             module, name = module._modules[child], f"{name}.{child}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 from typing import Any
 
@@ -15,7 +16,7 @@ from snnfast.layers.neuron import _OPTIONS
 from snnfast.layers.state_dict import WithNumbers, read_options, write_options
 from snnfast.ops.recording import unrecorded
 
-__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fused_layer", "join_sizes", "laid_out"]
+__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fuse_over_time", "fused_layer", "join_sizes", "laid_out"]
 
 _TABLES = ("threshold", "tau", "tau_logit")  # what of a neuron can be a parameter or a buffer
 
@@ -120,18 +121,57 @@ class FusedOverTime(OverTime):
 
     def forward(self, over_time: Tensor, residual: Tensor | None = None) -> Tensor:
         check_over_time(self.module, over_time)
-        layer, before = self.module, []
-        while isinstance(layer, nn.Sequential):
-            *first, layer = layer
-            before += first
-        if before:
-            steps = over_time.flatten(0, 1)
-            for module in before:
-                steps = module(steps)
-            over_time = steps.unflatten(0, over_time.shape[:2])
-        if residual is None:
-            return layer(over_time)
-        return layer(*fit_residual(residual, over_time))
+        return _over_time((self.module,), over_time, residual)
+
+
+class FusedContainer(nn.Sequential):
+    """Another library's container with the same: children that see [T·B, ...], the last of which is a fused layer."""
+
+    def forward(self, over_time: Tensor, residual: Tensor | None = None) -> Tensor:
+        return _over_time(tuple(self), over_time, residual)
+
+
+def _over_time(modules: tuple[nn.Module, ...], over_time: Tensor, residual: Tensor | None) -> Tensor:
+    *before, layer = modules
+    while isinstance(layer, nn.Sequential):
+        *first, layer = layer
+        before += first
+    if before:
+        steps = over_time.flatten(0, 1)
+        for module in before:
+            steps = module(steps)
+        over_time = steps.unflatten(0, over_time.shape[:2])
+    if residual is None:
+        return layer(over_time)
+    return layer(*fit_residual(residual, over_time))
+
+
+_FUSED_CONTAINERS = {"FusedSeqToANNContainer": ("spikingjelly.activation_based.layer", "SeqToANNContainer")}
+
+
+def fuse_over_time(module: nn.Module) -> None:
+    """Lets a module that runs others over time, the last of which is a fused layer now, take a residual too."""
+    if type(module) is OverTime:
+        module.__class__ = FusedOverTime
+    else:
+        module.__class__ = _fused_container(type(module))
+
+
+def _fused_container(kind: type) -> type:
+    name = f"Fused{kind.__name__}"
+    if name not in globals():  # where pickle looks for it
+        globals()[name] = type(
+            name, (FusedContainer, kind), {"__module__": __name__, "__doc__": FusedContainer.__doc__}
+        )
+    return globals()[name]
+
+
+def __getattr__(name: str) -> Any:
+    # A container that was pickled is asked for before its class is made.
+    if name in _FUSED_CONTAINERS:
+        room, kind = _FUSED_CONTAINERS[name]
+        return _fused_container(getattr(importlib.import_module(room), kind))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class FusedNeuron(WithNumbers):
@@ -185,8 +225,8 @@ class FusedNeuron(WithNumbers):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "step_mode" and value != "m":
             raise ValueError(
-                f"step_mode must be 'm', got {value!r}: the neuron was fused into {self.name!r}, which takes all steps in "
-                "one call; choose the mode before fusing"
+                f"step_mode must be 'm', got {value!r}: the neuron was fused into {self.name!r}, which takes all "
+                "steps in one call; choose the mode before fusing"
             )
         if name in _TABLES and isinstance(value, Tensor) and value.dim() > 0 and self.__dict__.get("rearranged"):
             raise ValueError(

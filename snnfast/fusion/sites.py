@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast.fusion.reshape import Shapes
 from snnfast.fusion.trace import Forward
-from snnfast.layers import Neuron, OverTime
+from snnfast.layers import Neuron
 
 __all__ = ["Match", "Site", "Unit"]
 
@@ -40,7 +40,7 @@ class Site:
         node: the call in the unit's graph.
         holders: from the module called to the one that holds the batch norm, outermost first (empty: it is called
             itself), each with its name in the network.
-        over_time: the OverTime among the holders, with its name.
+        over_time: the OverTime among the holders, or what another library has for it, with its name.
         timed: whether the batch norm takes [T, B, C, ...] itself.
     """
 
@@ -49,7 +49,7 @@ class Site:
     name: str
     batch_norm: _BatchNorm
     holders: list[tuple[str, nn.Module]]
-    over_time: tuple[str, OverTime] | None
+    over_time: tuple[str, nn.Module] | None
     timed: bool = False
 
     @property

@@ -195,7 +195,7 @@ class Neuron(WithNumbers, Layer):
 
     @property
     def reset(self) -> ResetRule:
-        """"hard" or "soft". ``layer.reset()`` is :meth:`reset_state`, for those who reset modules of many libraries."""
+        """The option, hard or soft. ``layer.reset()`` is :meth:`reset_state`, for those who reset all modules so."""
         rule = ResetRule(self.__dict__["reset"])
         rule.layer = self
         return rule
