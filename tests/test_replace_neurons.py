@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from replacing import currents, same, swapped
 from spikingjelly_cases import load
 from torch import Tensor, nn
 
@@ -28,37 +29,6 @@ def jelly() -> Any:
     for name, module in zip(names, load(*(f"activation_based.{name}" for name in names)), strict=True):
         setattr(Modules, name, module)
     return Modules
-
-
-def currents(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def same(theirs: nn.Module, ours: nn.Module, current: Tensor, **tolerances: float) -> None:
-    """The same spikes, gradients of currents and of parameters, where the network fires and some gradient flows."""
-    found = []
-    for network in (theirs, ours):
-        network.zero_grad()
-        x = current.clone().requires_grad_()
-        y = network(x)
-        y.backward(currents(*y.shape, seed=1, dtype=y.dtype))
-        found.append((y.detach(), x.grad, [parameter.grad for parameter in network.parameters()]))
-    (spikes, gradient, gradients), (our_spikes, our_gradient, our_gradients) = found
-    assert 0 < spikes.mean() < 1
-    assert gradient.abs().max() > 0
-    assert torch.equal(spikes, our_spikes)
-    options = {"rtol": 1e-9, "atol": 1e-11, **tolerances}
-    torch.testing.assert_close(our_gradient, gradient, **options)
-    for one, other in zip(our_gradients, gradients, strict=True):
-        torch.testing.assert_close(one, other, **options)
-
-
-def swapped(network: nn.Module) -> nn.Module:
-    made = copy.deepcopy(network)
-    report = sf.replace_neurons(made, strict=True)
-    assert report.replaced
-    assert not report.left
-    return made
 
 
 NODES = {
@@ -268,15 +238,15 @@ def test_what_has_no_equal_is_left_with_the_reason_and_refused_if_strict(jelly: 
         }
     )
     before = dict(made.named_modules())
-    with pytest.raises(ValueError, match=r"neurons without an equal here:\n.*'own' is a HalfIF") as refused:
+    with pytest.raises(ValueError, match=r"neurons without an equal here:\n.*'own' is HalfIF") as refused:
         sf.replace_neurons(made, strict=True)
     assert all(f"'{name}'" in str(refused.value) for name in ("own", "other", "tailed", "negative"))
     assert dict(made.named_modules()) == before  # nothing was replaced
     report = sf.replace_neurons(made)
     assert [entry.name for entry in report.replaced] == ["fine"]
     reasons = {entry.name: entry.reason for entry in report.left}
-    assert reasons["own"] == "'own' is a HalfIF, whose dynamics are its own"
-    assert reasons["other"] == "'other' is a QIFNode, whose dynamics are its own"
+    assert reasons["own"] == "'own' is HalfIF, whose dynamics are its own"
+    assert reasons["other"] == "'other' is QIFNode, whose dynamics are its own"
     assert "PiecewiseLeakyReLU" in reasons["tailed"]
     assert "threshold" in reasons["negative"]
     assert all(made[name] is before[name] for name in ("own", "other", "tailed", "negative"))

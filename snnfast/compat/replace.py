@@ -15,7 +15,7 @@ from snnfast.compat.foreign import Refused
 
 __all__ = ["LeftNeuron", "ReplaceReport", "Replaced", "replace_neurons"]
 
-_LIBRARIES = ("spikingjelly",)
+_LIBRARIES = ("spikingjelly", "norse", "sinabs")
 """Each has a module of its own beside this one, with ``of_library(module)`` and ``adopt(module)``."""
 
 
@@ -100,7 +100,7 @@ def replace_neurons(model: nn.Module, strict: bool = False) -> ReplaceReport:
     left: list[LeftNeuron] = []
     for name, module in model.named_modules():
         library = _library_of(module, libraries)
-        if library is None:
+        if library is None or any(name.startswith(f"{entry.name}.") for entry in (*replaced, *left)):
             continue
         if module is model:
             raise ValueError(

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from snnfast import surrogate
 from snnfast.autograd import integrate
-from snnfast.compat.foreign import ForeignNeuron, Refused
+from snnfast.compat.foreign import ForeignNeuron, Refused, made, shape_like, take_over, value_of
 from snnfast.layers.base import Layer, as_leaf
 from snnfast.layers.neuron import IF, LIF
 from snnfast.ops.options import LAST, POTENTIAL, states_of
@@ -58,20 +58,9 @@ def surrogate_of(function: Any) -> Surrogate:
         found = [_SURROGATES[known](float(alpha))]
     elif known == "PiecewiseLeakyReLU" and function.c == 0:
         found = [surrogate.Rectangle(gamma=1 / function.w, beta=height / function.w) for height in (0.5, 1.0)]
-    for shape in found:
-        if torch.allclose(shape.derivative(_DISTANCES), _slopes(function), rtol=1e-4, atol=1e-7):
-            return shape
-    raise Refused(f"has a surrogate, {function!r}, that is none of the kernels' shapes")
-
-
-_DISTANCES = torch.arange(-40, 41, dtype=torch.float64) * 0.1003  # of potential and threshold; on no edge of a shape
-
-
-def _slopes(function: Any) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
-        distances = _DISTANCES.clone().requires_grad_()
-        spikes = function.spiking_function(distances, **_parameters_of(function))
-        return torch.autograd.grad(spikes.sum(), distances)[0]
+    if not found:
+        raise Refused(f"has a surrogate, {function!r}, that is none of the kernels' shapes")
+    return shape_like(found, lambda d: function.spiking_function(d, **_parameters_of(function)), repr(function))
 
 
 def _parameters_of(function: Any) -> dict[str, Any]:
@@ -193,9 +182,9 @@ class Node(ForeignNeuron):
     def __getstate__(self) -> dict[str, Any]:
         # States in the middle of a graph can be neither copied nor pickled; their values can.
         state = nn.Module.__getstate__(self)
-        state["_memories"] = {name: _value_of(value) for name, value in state["_memories"].items()}
+        state["_memories"] = {name: value_of(value) for name, value in state["_memories"].items()}
         if "v_seq" in state:
-            state["v_seq"] = _value_of(state["v_seq"])
+            state["v_seq"] = value_of(state["v_seq"])
         return state
 
     def _why_not_fused(self) -> str | None:
@@ -222,10 +211,6 @@ class LearnedLeak(Node):
     def tau_logit(self) -> Tensor:
         """The library's ``w``."""
         return self.w
-
-
-def _value_of(state: Any) -> Any:
-    return state.detach().clone() if isinstance(state, Tensor) else state
 
 
 _OPTIONS = {
@@ -276,7 +261,7 @@ def adopt(node: Any) -> Node:
     kind = type(node)
     found = _classes().get(kind)
     if found is None:
-        raise Refused(f"is a {kind.__name__}, whose dynamics are its own")
+        raise Refused(f"is {kind.__name__}, whose dynamics are its own")
     if getattr(node, "backend", "torch") not in ("torch", "cupy"):
         raise Refused(f"runs on the backend {node.backend!r}")
     if getattr(node, "_neuron_precision", None) is not None:
@@ -294,16 +279,7 @@ def adopt(node: Any) -> Node:
         learned = issubclass(found, LearnedLeak)
         leak = {"tau": 2.0, "learn_tau": True} if learned else {"tau": node.tau}
         options |= {"decay_input": node.decay_input, **leak}
-    try:
-        made = (LIF if issubclass(found, LIF) else IF)(**options)
-    except (TypeError, ValueError) as error:
-        raise Refused(f"cannot be made: {error}") from None
-    layer = found.__new__(found)
-    module = nn.Module().__dict__
-    layer.__dict__.update({name: value for name, value in made.__dict__.items() if name not in module})
-    for name, value in node.__dict__.items():
-        if name not in _REPLACED:
-            layer.__dict__[name] = value.copy() if isinstance(value, dict) else value
+    layer = take_over(found, made(found, **options), node, _REPLACED)
     for memory in ("v_threshold", "v_reset"):  # clock_driven keeps them among the states
         layer._memories.pop(memory, None)
         layer._memories_rv.pop(memory, None)
@@ -339,9 +315,9 @@ def _make(room: str, name: str, kind: type) -> type[Node]:
         "_multi_step": name.startswith("MultiStep") if clock_driven else None,
         "_keeps_shape": not hasattr(kind, "materialize_states"),
     }
-    made = type(_name(room, name), (first, LIF if name in _LEAKY else IF, kind), body)
-    globals()[_name(room, name)] = made  # where pickle looks for it
-    return made
+    layer = type(_name(room, name), (first, LIF if name in _LEAKY else IF, kind), body)
+    globals()[_name(room, name)] = layer  # where pickle looks for it
+    return layer
 
 
 def __getattr__(name: str) -> Any:
