@@ -182,6 +182,7 @@ def layer_entries() -> dict[str, Entry]:
             sf.OverTime(nn.Identity()).forward, {"over_time": X}, over_time, {"over_time": ("OverTime",)}
         ),
         "fuse": Entry(sf.fuse, {"model": net()}, {"model": "module"}),
+        "replace_neurons": Entry(sf.replace_neurons, {"model": net()}, {"model": "module", "strict": "flag"}),
         "pack_spikes": Entry(sf.pack_spikes, {}, {"model": "module or None"}),
         "activity_report": Entry(
             sf.activity_report,
@@ -407,7 +408,7 @@ RECORDS = "a record of results, made by the package"
 PARTS = "a part that the networks are made of, by the package"
 LEFT_OUT = {
     **dict.fromkeys(["GammaSearch", "GradientProfile", "SignalProfile", "LearningRateRange", "ImageData"], RECORDS),
-    **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport"], RECORDS),
+    **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport", "ReplaceReport"], RECORDS),
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
     **dict.fromkeys(["MembraneResNet", "MembraneBlock"], PARTS),
     **dict.fromkeys(["SpikeElementWiseResNet", "SpikeElementWiseBlock"], PARTS),

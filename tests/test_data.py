@@ -210,3 +210,9 @@ def test_the_real_mnist_is_whole() -> None:
     assert mnist.train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     # The published mean intensity of the training images.
     assert mnist.train.images.double().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_a_data_set_is_printed_without_its_pixels() -> None:
+    digits = load("digits")
+    assert repr(digits.train) == f"Split({len(digits.train)} images [1, 8, 8], torch.uint8, cpu)"
+    assert repr(digits.train) in repr(digits) and len(repr(digits)) < 200

@@ -209,6 +209,8 @@ def test_sinabs_parameters_stay_the_librarys(sinabs: Any) -> None:
         theirs[0].tau_mem.fill_(2.0)
         theirs[0].spike_threshold.fill_(0.25)  # on which the surrogate depends
     ours.load_state_dict(theirs.state_dict())
+    for network in (theirs, ours):
+        network[0].reset_states()
     same(theirs, ours, currents(3, 6, 40, dtype=torch.float32), **CLOSE)
     with pytest.raises(AttributeError, match="threshold is the library's spike_threshold in SinabsLIF"):
         ours[0].threshold = 1.0

@@ -245,6 +245,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert captured.err.count("\n") == 1
     assert WRONG[arguments] in captured.err
     assert captured.out == ""
+    assert not list(tmp_path.glob("*/*"))  # no folder for what was not measured
 
 
 def test_a_table_with_a_short_row_is_an_error(tmp_path: Path) -> None:

@@ -201,6 +201,20 @@ def test_two_processes_have_the_losses_of_one_on_the_joined_batch(tmp_path: Path
     assert again.stdout.count("gloo threads: []") == 2, again.stdout
 
 
+def test_a_network_that_guesses_is_told_where_to_read_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from snnfast.training.run import guesses
+
+    # Of 10000 images and 10 classes three binomial errors are 0.9 points.
+    assert guesses(0.1, 10, 10_000) and guesses(0.02, 10, 10_000) and guesses(0.108, 10, 10_000)
+    assert not guesses(0.11, 10, 10_000)
+    options = replace(PLAIN, epochs=1, lr=1e-12, out=str(tmp_path / "still"))
+    training.train(options)
+    *_, told, _ = capsys.readouterr().out.splitlines()
+    assert told.startswith("that is no better than guessing (10.00%)") and "does not learn" in told
+    training.train(replace(options, epochs=6, lr=PLAIN.lr, out=str(tmp_path / "learning")))
+    assert "guessing" not in capsys.readouterr().out
+
+
 TRAIN_AND_NAME_THREADS = """
 import pathlib
 from snnfast.training import TrainOptions, train

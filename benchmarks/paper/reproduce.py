@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         experiments = _chosen(arguments.name, arguments.scale)
         out = OutputFolder(arguments.out)
         for one in experiments:
-            OutputFolder(out.path / one.name)
-        for one in experiments:
             one.data_set(arguments.scale, arguments.data_dir)  # raises where there is none
+        for one in experiments:
+            OutputFolder(out.path / one.name)
     except (OptionError, OutputError, DataError) as error:
         print(f"snnfast reproduce: error: {error}", file=sys.stderr)
         return 2

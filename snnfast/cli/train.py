@@ -121,7 +121,8 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         type=_number_or_word,
         metavar="VALUE",
         help="sharpness of the surrogate, or tune: balance the gradients first (default: "
-        f"{default('gamma', unset='that of the shape')})",
+        f"{default('gamma', unset='that of the shape')}; tune with other spiking networks than "
+        f"{' and '.join(training.UNBALANCED)})",
     )
     parser.add_argument(
         "--surrogate", metavar="NAME", help=f"its shape: {', '.join(training.SURROGATES)} (default: FastSigmoid)"

@@ -73,12 +73,18 @@ class Stateful(ForeignNeuron):
             return potential - spikes * self.spike_threshold
         return potential * (spikes == 0)
 
+    @property
+    def threshold(self) -> Tensor:  # type: ignore[override]
+        """The library's ``spike_threshold``."""
+        return self.spike_threshold.reshape(())
+
+    @property
+    def tau(self) -> Tensor | None:
+        """The time constant in steps, of the library's decay: 1/(1 - alpha); None without a leak."""
+        return 1 / (1 - self.alpha_mem_calculated).reshape(()) if isinstance(self, LIF) else None  # type: ignore[attr-defined]
+
     def _tables(self) -> tuple[Tensor | None, Tensor | None]:
-        threshold = self.spike_threshold.reshape(())
-        if not isinstance(self, LIF):
-            return threshold, None
-        alpha = self.alpha_mem_calculated  # type: ignore[attr-defined]
-        return threshold, 1 / (1 - alpha).reshape(())
+        return self.threshold, self.tau
 
     @property
     def state(self) -> Tensor | None:
@@ -148,7 +154,7 @@ def adopt(module: Any) -> Stateful:
     found = _class(name, type(module))
     options: dict[str, Any] = {
         **_reset(module.reset_fn, activation, threshold.item()),
-        "threshold": threshold.item(),
+        "threshold": threshold.detach().reshape(()),
         "surrogate": _surrogate(module.surrogate_grad_fn, threshold.detach()),
         "fire_on_equal": True,
         "time_dim": 1,

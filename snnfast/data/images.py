@@ -30,6 +30,9 @@ class Split:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images {list(self.images.shape[1:])}, {self.images.dtype}, {self.images.device})"
+
     def __getitem__(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Intensities from 0 to 1, float32 ``[n, C, H, W]``, and labels, int64 ``[n]``."""
         return self.images[index].to(torch.float32).div_(self.full_scale), self.labels[index]

@@ -77,7 +77,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageData
     if folder is None:
         raise DataError(
             f"the data set {name!r} is read from a folder: name it with --data-dir (data_dir) or "
-            f"the environment variable {DATA_DIR_VARIABLE}"
+            f"the environment variable {DATA_DIR_VARIABLE}; an empty one is told what belongs there"
         )
     path = Path(checked_path("data_dir", folder)).expanduser()
     if not os.path.isdir(path):  # False, too, for a name that cannot be

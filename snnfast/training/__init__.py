@@ -15,6 +15,7 @@ from snnfast.training.options import (
     PRECISIONS,
     SCHEDULES,
     SURROGATES,
+    UNBALANCED,
     OptionError,
     TrainOptions,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "PRECISIONS",
     "SCHEDULES",
     "SURROGATES",
+    "UNBALANCED",
     "CheckpointError",
     "Comparison",
     "DivergedError",

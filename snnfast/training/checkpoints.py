@@ -149,7 +149,10 @@ def check_same_run(content: dict[str, Any], asked: dict[str, Any]) -> None:
         if of_run.get(name) != value
     ]
     if differ:
-        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differ)}")
+        raise CheckpointError(
+            f"the checkpoint is of another run: {'; '.join(differ)} (a run keeps its options to its end; begin another "
+            "one in a folder of its own, with --out)"
+        )
 
 
 def resume(trainer: Trainer, content: dict[str, Any]) -> None:

@@ -53,7 +53,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
 _SMALL_PRESETS = {"mnist": {"model": "digits", "epochs": 2, "batch_size": 64, "lr": 3e-3}}
 """The same for the network ``digits``."""
 
-_UNBALANCED = ("digits", "mnist_net")  # three spiking layers, no batch norm: gradients vanish there at every sharpness
+UNBALANCED = ("digits", "mnist_net")
+"""Networks of three spiking layers without batch norm: gradients vanish there at every sharpness."""
 
 MOST_THREADS = 1024
 """More than any machine's cores; each thread takes memory, of which a machine runs out."""
@@ -210,7 +211,7 @@ class TrainOptions:
             options["model_options"] = {**preset["model_options"], **chosen.get("model_options", {})}
         spiking = options.get("model_options", {}).get("activation") != "relu"
         steps = options.get("steps", cls.steps)
-        if spiking and options["model"] not in _UNBALANCED:
+        if spiking and options["model"] not in UNBALANCED:
             options.setdefault("gamma", TUNE)
         if spiking and data != "digits" and isinstance(steps, int):
             # The paper evaluates at twice the trained steps (section 3.2).

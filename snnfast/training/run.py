@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -118,8 +119,19 @@ def train(options: TrainOptions, *, resume: bool = False) -> Run:
     for found in evaluations:
         at = "" if options.evaluated_steps == (options.steps,) else f" at {found.steps} steps"
         say(f"test accuracy {found.accuracy:.2%}{at} ({found.images} images) after {seconds:.1f} s of training steps")
+    if guesses(run.test_accuracy, data.classes, len(data.test)):
+        say(
+            f"that is no better than guessing ({1 / data.classes:.2%}): the documentation's page 'When a deep network "
+            "does not learn' goes through the reasons"
+        )
     say(folder.where())
     return run
+
+
+def guesses(accuracy: float, classes: int, images: int) -> bool:
+    """Whether an accuracy, 0 to 1, is within three binomial errors of that of guessing, or below."""
+    guessing = 1 / classes
+    return accuracy <= guessing + 3 * math.sqrt(guessing * (1 - guessing) / images)
 
 
 def _train(trainer: Trainer, files: _Files, board: Board) -> list[Evaluation]:

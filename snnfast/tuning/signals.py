@@ -56,7 +56,8 @@ class SignalProfile:
     images: int
 
     def verdict(self, layer: int) -> str:
-        """Of the layer with this number: "healthy", "fading", "scrambled", "silent" or "constant" over images."""
+        """Of the layer with this number: "healthy" (a ratio up to 0.7), "scrambled" (from 0.9 on), "fading" (between),
+        "silent" (no spikes), or "constant" (the same for all images)."""
         ratio = self.ratios[layer]
         if self.rates[layer] == 0:
             return "silent"
@@ -70,6 +71,8 @@ class SignalProfile:
         for place, (name, ratio, rate) in enumerate(zip(self.names, self.ratios, self.rates, strict=True)):
             shown = "-" if math.isnan(ratio) else f"{ratio:.3f}"
             lines.append(f"{name:<{width}}  {shown:>6}  {rate:>7.4f}  {self.verdict(place)}")
+        verdicts = [self.verdict(place) for place in range(len(self.names))]
+        lines.append(", ".join(f"{verdicts.count(word)} {word}" for word in dict.fromkeys(verdicts)))
         lines.append(
             f"distance of an image to its copy with {_percent(self.noise)} noise, over that between images "
             f"({self.images})"
