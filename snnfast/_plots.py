@@ -45,6 +45,7 @@ def whole_numbers(axis: Axis) -> None:
 
 def plot_over_layers(
     profiles: Mapping[str, Profile],
+    kind: type[Profile],
     values: Callable[[Profile], Sequence[float]],
     path: str | os.PathLike[str],
     **axes_options: Any,
@@ -55,6 +56,9 @@ def plot_over_layers(
     """
     if not isinstance(profiles, Mapping):
         raise TypeError(f"profiles must be a mapping of labels to profiles, got {type(profiles).__name__}")
+    for label, profile in profiles.items():
+        if not isinstance(profile, kind):
+            raise TypeError(f"profiles must hold {kind.__name__}s, got {type(profile).__name__} for {label!r}")
     path = checked_path("path", path)
     if not profiles:
         raise ValueError("profiles must hold at least one profile, got none")

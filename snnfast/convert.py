@@ -75,6 +75,9 @@ def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Net
     activation = Activation("if", ann.activation.batch_norm, {"reset": "soft"})
     spiking = ann.with_activation(activation).eval()
     spiking.steps = steps
+    for module in spiking.modules():
+        if isinstance(module, Shortcut):
+            module.carry_spikes(False)  # as in the ANN, whose activations spikes stand for: scales come with thresholds
     names = {module: name for name, module in spiking.named_modules()}
     for neuron, readers in spiking.links():
         assert isinstance(neuron, Neuron), neuron

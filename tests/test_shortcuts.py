@@ -257,3 +257,28 @@ def test_a_network_that_adds_spikes_is_not_converted() -> None:
     twin = small("sew_resnet18", activation="relu")
     with pytest.raises(ValueError, match="got a SpikeElementWiseResNet, which adds the spikes of several"):
         sf.convert.to_spiking(twin, [rand(1, 3, 16, 16)])
+
+
+@pytest.mark.parametrize("name", ["resnet11", "resnet18", "resnet50"])
+def test_a_copy_as_a_twin_and_back_is_what_the_options_make(name: str) -> None:
+    options = {"zero_init_residual": True, "shortcut_scale": 2.0}
+    torch.manual_seed(0)
+    network = small(name, **options)
+    torch.manual_seed(0)
+    twin = small(name, activation="relu", **options)
+    images = rand(2, 3, 16, 16).float()
+    with torch.no_grad():
+        for copy, made in (
+            (network.with_activation(models.Activation("relu")), twin),
+            (twin.with_activation(models.Activation("if")), network),
+            (network.with_activation(models.Activation("relu")).with_activation(models.Activation("if")), network),
+        ):
+            assert torch.equal(copy.eval()(images), made.eval()(images))
+            assert copy.train()(images).abs().sum() > 0
+            made.train()
+
+
+def test_what_a_spike_must_be_worth_is_told_for_a_neuron_that_divides_its_input() -> None:
+    with pytest.raises(ValueError, match=r"shortcut_scale \(8 for a threshold of 1: LIF divides its input by tau, 4\)"):
+        small("resnet18", activation="lif", tau=4.0, zero_init_residual=True, shortcut_scale=2.0)
+    small("resnet18", activation="lif", tau=4.0, zero_init_residual=True, shortcut_scale=8.0)

@@ -285,3 +285,34 @@ def test_a_ratio_says_how_many_layers_it_rests_on() -> None:
     assert said in str(search) and said in str(search.profile)
     whole = tuning.gradient_profile(models.plain_net(10, 1, image_size=8, layers=4, steps=3), digits())
     assert whole.reached == (1, 2) and whole.rests_on() == "" and "resting" not in str(whole)
+
+
+def test_no_graph_is_kept_and_images_of_inference_mode_are_taken() -> None:
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = models.resnet11(10, 1, width=2, steps=2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits = self.network(images)
+            seen.append(logits.requires_grad or torch.is_grad_enabled())
+            return logits
+
+    model, images = Watched(), smooth()[0][0]
+    found = tuning.signal_profile(model, [(images, None)])
+    with torch.inference_mode():
+        same = images.clone()
+    assert tuning.signal_profile(model, [(same, None)]) == found
+    assert seen == [False] * 4
+
+
+def test_a_plot_of_something_else_is_refused_by_its_label(tmp_path: Path) -> None:
+    profile = tuning.gradient_profile(
+        Rates(), [(torch.rand(3, 4), torch.zeros(3))], loss=lambda outputs, targets: outputs.sum()
+    )
+    with pytest.raises(TypeError, match="profiles must hold SignalProfiles, got GradientProfile for 'a'"):
+        tuning.plot_signals({"a": profile}, tmp_path / "a.svg")  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="profiles must hold GradientProfiles, got int for 'b'"):
+        tuning.plot_profiles({"b": 1}, tmp_path / "b.svg")  # type: ignore[dict-item]

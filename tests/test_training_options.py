@@ -71,6 +71,8 @@ def test_averaged_weights_are_their_recurrence_and_are_what_is_evaluated() -> No
     found = made.evaluated.state_dict()
     for name, value in average.items():
         torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-7)
+    counts = {name: value for name, value in found.items() if not value.is_floating_point()}
+    assert counts and all(torch.equal(value, made.model.state_dict()[name]) for name, value in counts.items())
     weights = {name: value for name, value in found.items() if name.endswith("weight")}
     assert any(not torch.equal(value, made.model.state_dict()[name]) for name, value in weights.items())
     images, labels = made.data.test[:]
@@ -141,6 +143,12 @@ def test_a_checkpoint_of_before_there_were_these_options_goes_on(tmp_path: Path)
     checkpoints.resume(again, checkpoints.read(path))
     assert again.history == made.history
     assert training.load_model(path) is not None
+
+
+def test_an_option_that_does_not_go_with_the_presets_is_told_with_them() -> None:
+    options = TrainOptions.for_data("cifar100", model_options={"activation": "lif", "width": 4})
+    with pytest.raises(OptionError, match=r"the model's options are .*zero_init_residual=True, shortcut_scale=2.0"):
+        Trainer(colours(), replace(options, batch_size=20, augment="none"), CPU)
 
 
 REFUSED = {

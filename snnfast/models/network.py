@@ -195,6 +195,8 @@ class Network(nn.Module):
         for name, module in list(copy.named_modules()):
             if isinstance(module, LAYER_TYPES):
                 copy.set_submodule(name, activation.replacing(module))
+            elif hasattr(module, "carry_spikes"):  # a shortcut
+                module.carry_spikes(activation.spiking)
         return copy
 
 

@@ -36,20 +36,35 @@ class Shortcut(WithNumbers):
     A 1×1 convolution with the block's stride where the width changes (with batch normalization: every current is
     normalized); where only the size does, an average pool of 1×1 with that stride; otherwise the spikes themselves.
     ``scale`` is what a spike is worth where there is no convolution (conversion from an ANN sets it, and then the state
-    dict has it).
+    dict has it); in an ANN, which has no spikes, it is 1, and ``spike_scale`` is what it would be.
     """
 
     _numbers = ("scale",)
+    spike_scale = 1.0  # also of modules that were pickled before there was one
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, batch_norm: bool, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        batch_norm: bool,
+        spike_scale: float = 1.0,
+        spiking: bool = True,
+    ) -> None:
         super().__init__()
-        self.scale = scale if in_channels == out_channels else 1.0
+        self.spike_scale = spike_scale if in_channels == out_channels else 1.0
+        self.carry_spikes(spiking)
         self.projection: nn.Module = nn.Identity()
         if in_channels != out_channels:
             convolution = Convolution(out_channels, 1, stride).make(in_channels, not batch_norm)
             self.projection = nn.Sequential(convolution, *[BatchNorm2d(out_channels)] * batch_norm)
         elif stride != 1:
             self.projection = nn.AvgPool2d(1, stride)
+
+    def carry_spikes(self, spiking: bool) -> None:
+        """Sets the scale for a network with spikes, or without; one that was measured stays."""
+        if "scale" not in self._held:
+            self.scale = self.spike_scale if spiking else 1.0
 
     def forward(self, spikes: Tensor) -> Tensor:
         """A current for spikes [T, B, C, H, W] (activations [B, C, H, W])."""
@@ -105,7 +120,9 @@ class ResidualBlock(Block):
     ) -> None:
         super().__init__(in_channels, convolutions, activation)
         self.activations = nn.ModuleList(activation(convolution.channels) for convolution in convolutions)
-        self.shortcut = Shortcut(in_channels, self.out_channels, self.stride, activation.batch_norm, shortcut_scale)
+        self.shortcut = Shortcut(
+            in_channels, self.out_channels, self.stride, activation.batch_norm, shortcut_scale, activation.spiking
+        )
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Spikes [T, B, C, H, W] (activations [B, C, H, W]) to those of the last neuron."""
@@ -159,9 +176,18 @@ def _residual_blocks(activation: Activation, zero_init_residual: bool, shortcut_
         raise ValueError(
             f"zero_init_residual with shortcut_scale={scale:g}: a spike on an identity shortcut does not cross the "
             f"threshold, {activation.neuron.get('threshold', 1.0)}, so that none would come through the blocks; set "
-            "a larger shortcut_scale (2.0 for IF's threshold of 1), a lower threshold, or fire_on_equal=True"
+            f"a larger shortcut_scale ({_worth(activation)}), a lower threshold, or fire_on_equal=True; or "
+            "zero_init_residual=False"
         )
-    return partial(ResidualBlock, shortcut_scale=scale if activation.spiking else 1.0)
+    return partial(ResidualBlock, shortcut_scale=scale)
+
+
+def _worth(activation: Activation) -> str:
+    """In words, what makes one spike enough."""
+    tau = activation.neuron.get("tau", 2.0)
+    if activation.kind == "lif" and activation.neuron.get("decay_input", True) and not isinstance(tau, Tensor):
+        return f"{2.0 * tau:g} for a threshold of 1: LIF divides its input by tau, {tau:g}"
+    return "2.0 for IF's threshold of 1"
 
 
 class BlockNetwork(Network):

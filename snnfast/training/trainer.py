@@ -257,6 +257,9 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+            for averaged, own in zip(self.average.module.buffers(), self.model.buffers(), strict=True):
+                if not own.is_floating_point():  # a count, of which there is no average
+                    averaged.copy_(own)
         seconds = synchronized_time(self.device) - start
         self.schedule.step()
         correct = (logits.detach().argmax(1) == labels).float().mean()
@@ -455,7 +458,10 @@ def build(data: ImageData, options: TrainOptions) -> nn.Module:
     try:
         return models.for_images(options.model, data.image_shape, data.classes, steps=options.steps, **given)
     except (TypeError, ValueError) as error:
-        raise OptionError(f"model {options.model}: {one_line(error)}") from error
+        # What was not given is the data set's preset: who asked for one option sees the others.
+        all_of_them = ", ".join(f"{name}={value}" for name, value in options.model_options.items())
+        having = f"; the model's options are {all_of_them}" if len(options.model_options) > 1 else ""
+        raise OptionError(f"model {options.model}: {one_line(error)}{having}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -109,11 +109,12 @@ def plot_profiles(profiles: Mapping[str, GradientProfile], path: str | os.PathLi
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no profile, or a file ending that matplotlib does not know.
+        TypeError, ValueError: no mapping, no profile, or a file ending that matplotlib does not know.
     """
     # A value of 0 has no place on a logarithmic scale: the curve has a gap there.
     plot_over_layers(
         profiles,
+        GradientProfile,
         lambda profile: [value if value > 0 else math.nan for value in profile.values],
         path,
         yscale="log",

@@ -100,10 +100,9 @@ def plot_signals(profiles: Mapping[str, SignalProfile], path: str | os.PathLike[
         TypeError, ValueError: no mapping, no profile, or a file ending that matplotlib does not know.
     """
     ylabel = "distance to the noisy copy over that between images"
-    plot_over_layers(profiles, lambda profile: profile.ratios, path, ylabel=ylabel, ylim=(0, 1.25))
+    plot_over_layers(profiles, SignalProfile, lambda profile: profile.ratios, path, ylabel=ylabel, ylim=(0, 1.25))
 
 
-@torch.no_grad()
 def signal_profile(
     model: nn.Module, batches: Batches, *, noise: float = 0.05, training: bool = True, seed: int = 0
 ) -> SignalProfile:
@@ -139,7 +138,8 @@ def signal_profile(
     flag("training", training)
     measured = _Distances()
     images = 0
-    with on_trial(model, training=training, spiking=False) as spiking:
+    # on_trial leaves inference mode, which turns gradients on again.
+    with on_trial(model, training=training, spiking=False) as spiking, torch.no_grad():
         layers = _layers_of(model, spiking)
         for module in model.modules():
             if isinstance(module, _DROPOUTS):
