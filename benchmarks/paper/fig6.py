@@ -46,6 +46,8 @@ SETTINGS = {
         model="plain_net",
         options={"width": 16},
         training={"epochs": 8, "batch_size": 50, "lr": 5e-3},
+        counts=(1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80),
+        seeds=2,
     ),
     "full": Settings(
         data="cifar100", model="plain_net", training={"epochs": 60, "batch_size": 128, "lr": "find", "augment": "cifar"}
