@@ -170,8 +170,8 @@ def make_dynamics(
 ) -> Dynamics:
     """Checks the options and packs them. ``tau=None`` is a neuron without leak.
 
-    Two options are those of snntorch's neurons alone (snnfast.compat): ``late``, the soft reset that comes with the next
-    charge and is detached, and ``leak_given``, a tensor of factors λ in the place of the one of time constants.
+    Two options are those of snnTorch's neurons alone (snnfast.compat): ``late``, the soft reset that comes with the
+    next charge and is detached, and ``leak_given``, a tensor of factors λ in the place of one of time constants.
 
     Raises:
         TypeError: an option of the wrong type, or a custom surrogate where kernels run.

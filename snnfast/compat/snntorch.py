@@ -4,13 +4,13 @@
 snntorch itself is not needed, and not imported. Potentials are the library's to the last bit in float32 and float64:
 every operation is the library's, rounded in its order. What differs:
 
-* A call is a whole sequence. It starts at rest, or from ``mem``, also with ``init_hidden=True``: nothing is carried over.
+* A call is a whole sequence. It starts at rest, or from ``mem``, and carries nothing over, even with ``init_hidden``.
 * Spikes have the input's dtype, potentials float32, or float64 for float64 inputs. (The library's spikes are float32,
   and in float64 it rounds what a reset subtracts, and the gradients through spikes, to float32.)
 * Nothing is computed that is infinity times 0, which is NaN in the library.
 
-Not covered, and refused by name: ``reset_mechanism="subtract"`` with ``reset_delay=False``; of ``Synaptic``, "zero" with
-``reset_delay=True``; ``inhibition``, ``state_quant`` and graded spikes; surrogates without a shape in
+Not covered, and refused by name: ``reset_mechanism="subtract"`` with ``reset_delay=False``; of ``Synaptic``, "zero"
+with ``reset_delay=True``; ``inhibition``, ``state_quant`` and graded spikes; surrogates without a shape in
 :mod:`snnfast.surrogate`; :class:`RLeaky`, whose neurons wait for each other at every step.
 """
 
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnfast._arguments import hints
-from snnfast._arguments.checks import dense, flag, number, number_within, word
+from snnfast._arguments.checks import dense, flag, number_within, word
 from snnfast.autograd.integrate import run
+from snnfast.compat.tables import aligned, sizes_of_a_step
 from snnfast.dynamics import Dynamics, check_dtype, is_shape, make_dynamics, not_a_tensor
 from snnfast.layers.base import Layer, as_leaf
 from snnfast.ops.options import LAST, POTENTIAL, states_of
@@ -79,7 +80,7 @@ def _table(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         check_dtype(name, value)
         return dense(name, value)
-    return torch.tensor(number(name, value, "a number or a tensor"), dtype=torch.get_default_dtype())
+    return torch.tensor(number_within(name, value, allowed="a number or a tensor"), dtype=torch.get_default_dtype())
 
 
 def _refuse(layer: str, what: str, instead: str) -> NotImplementedError:
@@ -122,12 +123,10 @@ class _Neuron(Layer):
             raise _refuse(name, "inhibition=True", "every neuron whose threshold is crossed fires")
         if state_quant is not None and state_quant is not False:
             raise _refuse(name, "state_quant", "potentials are not rounded between steps")
-        factor = graded_spikes_factor
-        if not isinstance(factor, Tensor):
-            factor = number("graded_spikes_factor", factor, "a number or a tensor")
-        if flag("learn_graded_spikes_factor", learn_graded_spikes_factor) or isinstance(factor, Tensor) or factor != 1:
-            option = "learn_graded_spikes_factor=True" if learn_graded_spikes_factor else "graded_spikes_factor"
-            raise _refuse(name, f"{option} other than 1", "multiply the spikes by it behind the layer")
+        factor = _table("graded_spikes_factor", graded_spikes_factor)
+        if flag("learn_graded_spikes_factor", learn_graded_spikes_factor) or bool((factor != 1).any()):
+            option = "learn_graded_spikes_factor=True" if learn_graded_spikes_factor else "graded_spikes_factor not 1"
+            raise _refuse(name, option, "multiply the spikes by it behind the layer")
         if self._reset_mechanism == "subtract" and not self._reset_delay:
             raise _refuse(
                 name,
@@ -240,49 +239,12 @@ class _Neuron(Layer):
             error_msgs.append(f"{prefix}graded_spikes_factor is not 1 there: graded spikes are not covered")
 
     def extra_repr(self) -> str:
-        return (
-            f"reset_mechanism={self._reset_mechanism!r}, reset_delay={self._reset_delay}, spike_grad={self._surrogate}"
-        )
+        reset = f"reset_mechanism={self._reset_mechanism!r}, reset_delay={self._reset_delay}"
+        return f"{reset}, spike_grad={self._surrogate}"
 
 
-def _step_sizes(input_: Any, steps: int | None) -> list[int]:
-    """The shape of one step."""
-    if not isinstance(input_, Tensor):
-        raise not_a_tensor("input_", input_)
-    check_dtype("input_", dense("input_", input_))
-    sizes = list(input_.shape) if steps is not None else list(input_.shape)[1:]
-    if not sizes:
-        raise ValueError(f"input_ must have the shape [T, B, ...], got {list(input_.shape)}")
-    return sizes
-
-
-def _aligned(sizes: list[int], **tables: Tensor) -> tuple[list[Tensor], bool]:
-    """Decays and thresholds, which broadcast against one step, as the kernels read them, and whether features must be one
-    dimension for it: 0-d, one value per channel, or one per feature."""
-    wide = {}
-    for name, table in tables.items():
-        if table.numel() == 1:
-            continue
-        shape = (*(1,) * (len(sizes) - table.dim()), *table.shape)
-        if len(shape) > len(sizes) or any(n not in (1, size) for n, size in zip(shape, sizes, strict=True)):
-            raise ValueError(f"{name} of shape {list(table.shape)} does not broadcast against one step, {sizes}")
-        if shape[0] != 1:
-            raise ValueError(f"{name} of shape {list(table.shape)} differs within the batch: one step is {sizes}")
-        wide[name] = shape
-    flat = any(math.prod(shape) != shape[1] for shape in wide.values())
-    found = []
-    for name, table in tables.items():
-        if name not in wide:
-            found.append(table.reshape(()))
-        elif flat:
-            found.append(table.view(wide[name])[0].expand(sizes[1:]).reshape(-1))
-        else:
-            found.append(table.reshape(-1))
-    return found, flat
-
-
-def _one_feature_dimension(tensor: Tensor | None, before: int) -> Tensor | None:
-    return None if tensor is None else tensor.flatten(before)
+def _flattened(state: Tensor | None) -> Tensor | None:
+    return None if state is None else state.flatten(1)
 
 
 class Leaky(_Neuron):
@@ -369,13 +331,13 @@ class Leaky(_Neuron):
         """
         if isinstance(input_, fx.Proxy):
             return as_leaf(self, input_, mem, steps)
-        sizes = _step_sizes(input_, steps)
+        sizes = sizes_of_a_step(input_, steps)
         mem = self._start("mem", mem, sizes)
-        (beta, threshold), flat = _aligned(sizes, beta=self.beta.clamp(0, 1), threshold=self.threshold)
+        (beta, threshold), flat = aligned(sizes, beta=self.beta.clamp(0, 1), threshold=self.threshold)
         if not flat:
             return self._returned(*self._fired(input_, mem, beta, threshold, steps))
         spikes, potential = self._fired(
-            input_.flatten(2 if steps is None else 1), _one_feature_dimension(mem, 1), beta, threshold, steps
+            input_.flatten(2 if steps is None else 1), _flattened(mem), beta, threshold, steps
         )
         return self._returned(*(over_time.unflatten(2, sizes[1:]) for over_time in (spikes, potential)))
 
@@ -389,15 +351,15 @@ class Leaky(_Neuron):
 
 
 class Synaptic(_Neuron):
-    """``snntorch.Synaptic`` over all time steps, as two passes: the synaptic currents, and the neurons that they charge.
+    """``snntorch.Synaptic`` over all time steps, in two passes: the synaptic currents, and the neurons they charge.
 
     For every neuron, alpha and beta limited to [0, 1]::
 
         syn_t = alpha syn_{t-1} + x_t
         mem_t, spk_t: as Leaky's, with syn_t for the current
 
-    ``reset_mechanism="zero"`` is covered with ``reset_delay=False`` alone: with the delay the library sets the potential
-    to 0 after the next current has charged it, and that current is lost.
+    ``reset_mechanism="zero"`` is covered with ``reset_delay=False`` alone: with the delay the library sets the
+    potential to 0 after the next current has charged it, and that current is lost.
 
     Args:
         alpha, learn_alpha: the decay of the synaptic current, as beta is that of the potential.
@@ -463,15 +425,15 @@ class Synaptic(_Neuron):
         """
         if isinstance(input_, fx.Proxy):
             return as_leaf(self, input_, syn, mem, steps)
-        sizes = _step_sizes(input_, steps)
+        sizes = sizes_of_a_step(input_, steps)
         syn, mem = self._start("syn", syn, sizes), self._start("mem", mem, sizes)
-        (alpha, beta, threshold), flat = _aligned(
+        (alpha, beta, threshold), flat = aligned(
             sizes, alpha=self.alpha.clamp(0, 1), beta=self.beta.clamp(0, 1), threshold=self.threshold
         )
         current = input_
         if flat:
             current = input_.flatten(2 if steps is None else 1)
-            syn, mem = _one_feature_dimension(syn, 1), _one_feature_dimension(mem, 1)
+            syn, mem = _flattened(syn), _flattened(mem)
         synaptic = self._integrated(current, alpha, syn, steps)
         spikes, potential = self._fired(synaptic, mem, beta, threshold, None)
         found = (spikes.to(input_.dtype), synaptic, potential)
@@ -487,8 +449,8 @@ class Synaptic(_Neuron):
 
 
 class RLeaky:
-    """``snntorch.RLeaky`` is not covered: its spikes come back as currents of the next step, through weights, so that no
-    neuron's steps can be computed without those of the others.
+    """``snntorch.RLeaky`` is not covered: its spikes come back as currents of the next step, through weights, so that
+    no neuron's steps can be computed without those of the others.
 
     Raises:
         NotImplementedError: always.
