@@ -51,7 +51,7 @@ def weights_like(tensor: torch.Tensor, seed: int) -> torch.Tensor:
 
 def gradients(outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
     loss = sum((y * weights_like(y, i)).sum() for i, y in enumerate(outputs))
-    return list(torch.autograd.grad(loss, leaves))
+    return list(torch.autograd.grad(loss, leaves, retain_graph=True))
 
 
 def assert_equal(theirs: Any, ours: nn.Module, over_time: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
@@ -65,10 +65,13 @@ def assert_equal(theirs: Any, ours: nn.Module, over_time: torch.Tensor, *states:
         found_outputs.append(outputs)
     for theirs_found, ours_found in zip(*found_outputs, strict=True):
         assert torch.equal(theirs_found.to(ours_found.dtype), ours_found)
-    # What passes through spikes the library rounds to float32 in float64 too, but for the currents' own gradients.
-    for theirs_found, ours_found in zip(*found_gradients, strict=True):
+    # What passes through spikes the library rounds to float32, in float64 too. A parameter's gradient is a sum over
+    # time and neurons that may cancel.
+    rounding = torch.finfo(torch.float32).eps * over_time.numel()
+    for i, (theirs_found, ours_found) in enumerate(zip(*found_gradients, strict=True)):
         assert ours_found.shape == theirs_found.shape
-        assert error(ours_found, theirs_found) <= 2e-5
+        cancelled = i > len(states) and (ours_found - theirs_found).abs().max() <= rounding
+        assert error(ours_found, theirs_found) <= 2e-5 or cancelled
     return found_outputs[1][0]
 
 
@@ -112,7 +115,7 @@ def test_a_sequence_goes_on_where_another_ended(snn, reset, delay):
     ours = Leaky(**options)
     wanted = step_by_step(snn.Leaky(**options), whole)
     spikes, mem = ours(first)
-    assert (mem[-1] > 1).any() == delay  # a reset is due that has not come
+    assert (mem[-1] > 1).any() == (delay or reset == "none")  # a reset is due that has not come
     later = ours(second, mem[-1])
     assert torch.equal(wanted[0], torch.cat([spikes, later[0]]))
     assert torch.equal(wanted[1], torch.cat([mem, later[1]]))
@@ -168,7 +171,8 @@ SURROGATES = {
 def test_surrogates_are_the_librarys(snn, name, numbers):
     spike_grad = getattr(snn.surrogate, name)(**numbers)
     options = dict(beta=0.5, spike_grad=spike_grad, learn_threshold=True)
-    assert_equal(snn.Leaky(**options), Leaky(**options), currents(20, 3, 20))
+    x = currents(20, 3, 20).clamp(min=-0.2)  # far below the threshold the library's sigmoid has NaN
+    assert assert_equal(snn.Leaky(**options), Leaky(**options), x).any()
 
 
 def test_a_surrogate_of_ours_is_taken_and_a_disabled_one_has_no_gradient(snn):
@@ -355,19 +359,18 @@ def test_the_guides_network_is_the_loop_that_it_comes_from(snn):
             return torch.stack(spikes), torch.stack(potentials)
 
     torch.manual_seed(0)
-    theirs, ours = Loop().double(), names["Net"]().double()
-    with torch.no_grad():
-        for layer in (theirs.fc1, theirs.fc2):
-            layer.weight.mul_(3)
+    theirs, ours = Loop(), names["Net"]()
+    with torch.no_grad():  # numbers whose products and sums are exact, whatever the order
+        for parameter in (*theirs.fc1.parameters(), *theirs.fc2.parameters()):
+            parameter.copy_((parameter * 3 * 64).round() / 64)
     ours.load_state_dict(theirs.state_dict())
-    x = currents(25, 8, 64, dtype=torch.float64).float().double()
+    x = (currents(25, 8, 64) * 4).round() / 4
     found = []
     for network in (theirs, ours):
         spikes, potentials = network(x)
-        loss = (spikes.double() * weights_like(potentials, 0)).sum() + (potentials * weights_like(potentials, 1)).sum()
-        found.append((spikes.double(), potentials, torch.autograd.grad(loss, list(network.parameters()))))
+        found.append((spikes, potentials, gradients([spikes, potentials], list(network.parameters()))))
     assert found[0][0].mean() > 0.05
-    assert torch.equal(found[0][0], found[1][0])  # float64: the matrix products' rounding is far from a threshold
-    torch.testing.assert_close(found[0][1], found[1][1])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
     for a, b in zip(found[0][2], found[1][2], strict=True):
-        assert error(b, a) <= 1e-5
+        assert error(b, a) <= 2e-5

@@ -48,7 +48,7 @@ NAMES = {
     "init_hidden": "is carry_state here; carry_state=False, the default, starts every call at rest",
     "output": "has no counterpart here: layers return spikes; snnfast.functional's functions the last potential too",
     "reset_mechanism": "is reset here: 'subtract' is 'soft', 'zero' is 'hard'",
-    "reset_delay": "has no counterpart here: a reset follows its spike at once; snnfast.compat.snntorch.Leaky has snnTorch's",
+    "reset_delay": "has no counterpart here: a reset follows its spike at once; compat.snntorch.Leaky has snnTorch's",
     "inhibition": "has no counterpart here: every neuron whose threshold is crossed fires",
     "state_quant": "has no counterpart here",
     "graded_spikes_factor": _FROM_0_TO_1,

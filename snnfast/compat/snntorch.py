@@ -7,7 +7,7 @@ every operation is the library's, rounded in its order. What differs:
 * A call is a whole sequence. It starts at rest, or from ``mem``, and carries nothing over, even with ``init_hidden``.
 * Spikes have the input's dtype, potentials float32, or float64 for float64 inputs. (The library's spikes are float32,
   and in float64 it rounds what a reset subtracts, and the gradients through spikes, to float32.)
-* Nothing is computed that is infinity times 0, which is NaN in the library.
+* Where the library computes infinity times 0, NaN, there is a 0; so where ``surrogate.sigmoid`` overflows.
 
 Not covered, and refused by name: ``reset_mechanism="subtract"`` with ``reset_delay=False``; of ``Synaptic``, "zero"
 with ``reset_delay=True``; ``inhibition``, ``state_quant`` and graded spikes; surrogates without a shape in
