@@ -198,7 +198,7 @@ ELSEWHERE = {
     "LIFNode": "LIF",
     "IFNode": "IF",
     "ParametricLIFNode": "LIF(learn_tau=True)",
-    "Leaky": "snnfast.compat.snntorch.Leaky here",
+    "Leaky": "compat.snntorch.Leaky here",
     "reset_net": "reset_state",
 }
 

@@ -195,6 +195,10 @@ def test_what_a_call_returns_is_what_the_librarys_does(snn):
         assert isinstance(snn.Synaptic(**synaptic)(x[0]), tuple) == isinstance(Synaptic(**synaptic)(x), tuple)
     hidden = Leaky(beta=0.5, init_hidden=True)
     assert torch.equal(hidden(x), hidden(x))
+    for reset, delay in RESETS:
+        made = dict(beta=torch.rand(4), reset_mechanism=reset, reset_delay=delay)
+        given = currents(20, 3, 5, 4)
+        assert torch.equal(Leaky(**made, init_hidden=True)(given), Leaky(**made)(given)[0])
     with pytest.raises(TypeError, match="mem cannot be given with init_hidden=True"):
         hidden(x, x[0])
 

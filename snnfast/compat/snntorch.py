@@ -30,7 +30,7 @@ from snnfast.autograd.integrate import run
 from snnfast.compat.tables import aligned, sizes_of_a_step
 from snnfast.dynamics import Dynamics, check_dtype, is_shape, make_dynamics, not_a_tensor
 from snnfast.layers.base import Layer, as_leaf
-from snnfast.ops.options import LAST, POTENTIAL, states_of
+from snnfast.ops.options import POTENTIAL, states_of
 from snnfast.surrogate import Arctangent, FastSigmoid, Rectangle, Sigmoid, Surrogate
 
 __all__ = ["Leaky", "RLeaky", "Synaptic", "equal_surrogate"]
@@ -181,29 +181,37 @@ class _Neuron(Layer):
         dynamics = make_dynamics(
             type(self).__name__, threshold=math.inf, tau=decay, decay_input=False, leak_given=True, surrogate=NO_SLOPE
         )
-        return run(dynamics, current, states_of(start, None, decay), steps, 0, LAST | POTENTIAL)[2]
+        return run(dynamics, current, states_of(start, None, decay), steps, 0, POTENTIAL)[2]
 
     def _fired(
         self, current: Tensor, mem: Tensor | None, beta: Tensor, threshold: Tensor, steps: int | None
     ) -> tuple[Tensor, Tensor]:
-        """Spikes and potentials over time, [T, ...], as the library returns them."""
+        """Spikes and potentials over time, [T, ...], as the library returns them; potentials where they are returned."""
         if self._reset_mechanism == "none":
             potential = self._integrated(current, beta, mem, steps)
             nothing = torch.zeros_like(beta)
             # Each potential is charged into a neuron that keeps none.
             states = states_of(None, threshold, nothing)
-            return run(self._dynamics, potential, states, None, 0, LAST)[0].to(current.dtype), potential
+            return run(self._dynamics, potential, states, None, 0, 0)[0].to(current.dtype), potential
         if mem is not None and self._reset_mechanism == "zero":  # the library keeps the potential that crossed
             limit = threshold if threshold.dim() == 0 else threshold.view(-1, *(1,) * (mem.dim() - 2))
             mem = torch.where(mem.detach() > limit.detach(), torch.zeros_like(mem), mem)
         states = states_of(mem, threshold, beta)
-        spikes, _, potential = run(self._dynamics, current, states, steps, 0, LAST | POTENTIAL)
-        if self._reset_mechanism == "zero" and not self._reset_delay:
+        wanted = POTENTIAL * self._returns_states
+        spikes, _, potential = run(self._dynamics, current, states, steps, 0, wanted)
+        if wanted and self._reset_mechanism == "zero" and not self._reset_delay:
             potential = potential - spikes * potential
         return spikes, potential
 
-    def _returned(self, spikes: Tensor, *states: Tensor) -> Any:
-        return (spikes, *states) if self.output or not self.init_hidden else spikes
+    @property
+    def _returns_states(self) -> bool:
+        return self.output or not self.init_hidden
+
+    def _returned(self, sizes: list[int], flat: bool, *over_time: Tensor) -> Any:
+        """Spikes, and states where they are returned, with the dimensions of a step again."""
+        found = over_time if self._returns_states else over_time[:1]
+        found = tuple(f.unflatten(2, sizes[1:]) if flat else f for f in found)
+        return found if self._returns_states else found[0]
 
     def _start(self, name: str, state: Tensor | None, sizes: list[int]) -> Tensor | None:
         """A state to start from, None for rest. An empty one, as reset_mem returns, is the library's for rest."""
@@ -334,12 +342,9 @@ class Leaky(_Neuron):
         sizes = sizes_of_a_step(input_, steps)
         mem = self._start("mem", mem, sizes)
         (beta, threshold), flat = aligned(sizes, beta=self.beta.clamp(0, 1), threshold=self.threshold)
-        if not flat:
-            return self._returned(*self._fired(input_, mem, beta, threshold, steps))
-        spikes, potential = self._fired(
-            input_.flatten(2 if steps is None else 1), _flattened(mem), beta, threshold, steps
-        )
-        return self._returned(*(over_time.unflatten(2, sizes[1:]) for over_time in (spikes, potential)))
+        if flat:
+            input_, mem = input_.flatten(2 if steps is None else 1), _flattened(mem)
+        return self._returned(sizes, flat, *self._fired(input_, mem, beta, threshold, steps))
 
     def reset_mem(self) -> Tensor:
         """An empty tensor, which as ``mem`` means rest. A call carries nothing that would have to be reset."""
@@ -436,8 +441,7 @@ class Synaptic(_Neuron):
             syn, mem = _flattened(syn), _flattened(mem)
         synaptic = self._integrated(current, alpha, syn, steps)
         spikes, potential = self._fired(synaptic, mem, beta, threshold, None)
-        found = (spikes.to(input_.dtype), synaptic, potential)
-        return self._returned(*(f.unflatten(2, sizes[1:]) if flat else f for f in found))
+        return self._returned(sizes, flat, spikes.to(input_.dtype), synaptic, potential)
 
     def reset_mem(self) -> tuple[Tensor, Tensor]:
         """Two empty tensors, which as ``syn`` and ``mem`` mean rest."""
