@@ -186,7 +186,7 @@ class _Neuron(Layer):
     def _fired(
         self, current: Tensor, mem: Tensor | None, beta: Tensor, threshold: Tensor, steps: int | None
     ) -> tuple[Tensor, Tensor]:
-        """Spikes and potentials over time, [T, ...], as the library returns them; potentials where they are returned."""
+        """Spikes and potentials over time, [T, ...], as the library returns them (potentials where they are)."""
         if self._reset_mechanism == "none":
             potential = self._integrated(current, beta, mem, steps)
             nothing = torch.zeros_like(beta)
