@@ -43,8 +43,8 @@ Layout make_layout(const std::array<i64, 3>& extent, const Pair& channels, bool 
 }
 
 Dynamics make_dynamics(double leak, double gain, double drive, double threshold, double reset_value, bool leaky,
-                       bool soft, bool attached, bool fire_on_equal, bool delay, bool input_decays) {
-    return {leak, gain, drive, threshold, reset_value, leaky, soft, attached, fire_on_equal, delay, input_decays};
+                       bool soft, bool attached, bool fire_on_equal, bool delay, bool input_decays, bool late) {
+    return {leak, gain, drive, threshold, reset_value, leaky, soft, attached, fire_on_equal, delay, input_decays, late};
 }
 
 Surrogate make_surrogate(int shape, double gamma, double beta) { return {static_cast<Shape>(shape), gamma, beta}; }
@@ -117,7 +117,7 @@ PYBIND11_MODULE(SNNFAST_MODULE, m) {
     py::class_<Dynamics>(m, "Dynamics", local)
         .def(py::init(&make_dynamics), py::kw_only(), py::arg("leak"), py::arg("gain"), py::arg("drive"),
              py::arg("threshold"), py::arg("reset_value"), py::arg("leaky"), py::arg("soft"), py::arg("attached"),
-             py::arg("fire_on_equal"), py::arg("delay"), py::arg("input_decays"));
+             py::arg("fire_on_equal"), py::arg("delay"), py::arg("input_decays"), py::arg("late"));
     py::class_<Surrogate>(m, "Surrogate", local)
         .def(py::init(&make_surrogate), py::kw_only(), py::arg("shape"), py::arg("gamma"), py::arg("beta"));
 

@@ -55,6 +55,7 @@ struct Dynamics {
     bool fire_on_equal = false;
     bool delay = false;         // a spike is emitted one step after the crossing
     bool input_decays = false;  // only the gradient of tau asks
+    bool late = false;          // soft: v = h, and the next h is less by the threshold; not attached
 };
 
 // Per-channel values in the state's dtype; a null pointer means the number in Dynamics.

@@ -42,6 +42,7 @@ class Dynamics:
         fire_on_equal: bool,
         delay: bool,
         input_decays: bool,
+        late: bool,
     ) -> None: ...
 
 class Surrogate:

@@ -19,7 +19,7 @@ RESETS = ("hard", "soft")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The bits of `Dynamics.flags`; the ops hand them to the core.
-LEAKY, SOFT, ATTACHED, FIRE_ON_EQUAL, DELAY, INPUT_DECAYS = (1 << bit for bit in range(6))
+LEAKY, SOFT, ATTACHED, FIRE_ON_EQUAL, DELAY, INPUT_DECAYS, LATE, LEAK_GIVEN = (1 << bit for bit in range(8))
 
 
 class SharedOptions(TypedDict, total=False):
@@ -44,7 +44,7 @@ class LeakOptions(TypedDict, total=False):
 class Dynamics:
     """One neuron's dynamics (MATH.md section 1) and surrogate. Build it with :func:`make_dynamics`.
 
-    ``threshold`` and ``tau`` are 0.0 where the call gives a tensor for them.
+    ``threshold`` and ``tau`` are 0.0 where the call gives a tensor for them; with ``leak_given``, tau's is λ itself.
     """
 
     name: str  # of the layer or function, for messages
@@ -93,6 +93,14 @@ class Dynamics:
     @property
     def input_decays(self) -> bool:
         return bool(self.flags & INPUT_DECAYS)
+
+    @property
+    def late(self) -> bool:
+        return bool(self.flags & LATE)
+
+    @property
+    def leak_given(self) -> bool:
+        return bool(self.flags & LEAK_GIVEN)
 
 
 def check_threshold(value: float | Tensor) -> float:
@@ -156,9 +164,14 @@ def make_dynamics(
     detach_reset: bool | None = None,
     fire_on_equal: bool = False,
     delay: bool = False,
+    late: bool = False,
+    leak_given: bool = False,
     custom_surrogate: bool = False,
 ) -> Dynamics:
     """Checks the options and packs them. ``tau=None`` is a neuron without leak.
+
+    Two options are those of snnTorch's neurons alone (snnfast.compat): ``late``, the soft reset that comes with the
+    next charge and is detached, and ``leak_given``, a tensor of factors λ in the place of one of time constants.
 
     Raises:
         TypeError: an option of the wrong type, or a custom surrogate where kernels run.
@@ -182,6 +195,8 @@ def make_dynamics(
         | FIRE_ON_EQUAL * fire_on_equal
         | DELAY * flag("delay", delay)
         | INPUT_DECAYS * (flag("decay_input", decay_input) and tau is not None)
+        | LATE * late
+        | LEAK_GIVEN * leak_given
     )
     return Dynamics(
         name=name,

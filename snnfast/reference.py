@@ -135,7 +135,10 @@ def loop(
     steps: int | None,
     time_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loop itself. ``threshold`` and ``tau`` are numbers or tensors that broadcast against one step."""
+    """The loop itself. ``threshold`` and ``tau`` are numbers or tensors that broadcast against one step.
+
+    ``tau`` is λ where the dynamics have it given.
+    """
     state = state_dtype(current.dtype)
     wide = current.to(state)
     currents = wide.unbind(time_dim) if steps is None else (wide,) * steps
@@ -143,7 +146,10 @@ def loop(
     theta = _PerNeuron.apply(_as_table(threshold, device), size, state, 1.0)
     rest = 0.0 if dynamics.soft else dynamics.reset_value
     leak = gain = drive = each_tau = None
-    if tau is not None:
+    if tau is not None and dynamics.leak_given:
+        tau = _as_table(tau, device)
+        leak, each_tau = tau.detach().to(state), _PerNeuron.apply(tau, size, state, 1.0)
+    elif tau is not None:
         # λ, κ, ρ: in float64, rounded once. (A number divided by a tensor is a product in torch, rounded twice.)
         tau = _as_table(tau, device)
         exact = tau.detach().double()
@@ -159,9 +165,14 @@ def loop(
     spikes, potentials = [], []
     for x in currents:
         h = v + x if leak is None else _Charge.apply(v, x, each_tau, leak, gain, drive, rest)
+        if dynamics.late:  # the reset of the potential that crossed, after the leak
+            h = _SoftReset.apply((v >= theta if dynamics.fire_on_equal else v > theta).to(state), h, theta)
         s = _Spike.apply(h, theta, derivative, dynamics.fire_on_equal)
         seen_by_reset = s if dynamics.attached else s.detach()
-        v = _SoftReset.apply(seen_by_reset, h, theta) if dynamics.soft else _Reset.apply(seen_by_reset, h, after)
+        if dynamics.late:
+            v = h
+        else:
+            v = _SoftReset.apply(seen_by_reset, h, theta) if dynamics.soft else _Reset.apply(seen_by_reset, h, after)
         spikes.append(s)
         potentials.append(h)
     if dynamics.delay:

@@ -20,6 +20,7 @@ from torch import nn
 
 import snnfast as sf
 from snnfast import convert, losses, models, tuning
+from snnfast.compat import snntorch
 from snnfast.data import augment
 
 
@@ -339,6 +340,28 @@ def conversion_entries() -> dict[str, Entry]:
     }
 
 
+def snntorch_entries() -> dict[str, Entry]:
+    flags = ("surrogate_disable", "init_hidden", "inhibition", "learn_beta", "learn_threshold", "output", "reset_delay")
+    layer = {
+        **dict.fromkeys(("beta", "threshold"), "number"),
+        "spike_grad": "surrogate",
+        **dict.fromkeys(flags, "flag"),
+        "reset_mechanism": "word",
+    }
+    graded = {"graded_spikes_factor": "number", "learn_graded_spikes_factor": "flag"}
+    synaptic = {"alpha": "number", "learn_alpha": "flag"}
+    call = {"input_": "floats", "mem": "floats or None", "steps": "steps or None"}
+    made = snntorch.Leaky(beta=0.5), snntorch.Synaptic(alpha=0.5, beta=0.5)
+    refused = ("state_quant",)  # but for the library's default
+    return {
+        "Leaky": Entry(snntorch.Leaky, {"beta": 0.5}, {**layer, **graded}, exempt=refused),
+        "Synaptic": Entry(snntorch.Synaptic, {"alpha": 0.5, "beta": 0.5}, {**layer, **synaptic}, exempt=refused),
+        "Leaky()": Entry(made[0].forward, {"input_": X}, call),
+        "Synaptic()": Entry(made[1].forward, {"input_": X}, {**call, "syn": "floats or None"}),
+        "equal_surrogate": Entry(snntorch.equal_surrogate, {"spike_grad": None}, {"spike_grad": "surrogate"}),
+    }
+
+
 def augmentation_entries() -> dict[str, Entry]:
     shares = {name: "one number" for name in ("brightness", "contrast", "saturation", "hue")}
     images, generator = {"images": IMAGES}, {"generator": "generator"}
@@ -398,6 +421,7 @@ TABLES = {
     "models": Table(models, model_entries),
     "tuning": Table(tuning, tuning_entries),
     "convert": Table(convert, conversion_entries),
+    "compat.snntorch": Table(snntorch, snntorch_entries),
     "data": Table(sf.data, data_entries),
     "data.augment": Table(augment, augmentation_entries),
 }
@@ -415,6 +439,7 @@ LEFT_OUT = {
     **dict.fromkeys(["BatchNorm2d", "BatchNormReLU"], "torch's own arguments, and a process group"),
     **dict.fromkeys(["names", "data_sets", "build_info", "ACTIVATIONS", "__version__"], "no arguments"),
     "Split": "its batches are in the table",
+    "RLeaky": "refuses every call",
     "DataError": "an error",
     "NeuronFactory": "a type",
     "Surrogate": "the base of the shapes",

@@ -198,7 +198,7 @@ ELSEWHERE = {
     "LIFNode": "LIF",
     "IFNode": "IF",
     "ParametricLIFNode": "LIF(learn_tau=True)",
-    "Leaky": "LIF(tau=1 / (1 - beta)",
+    "Leaky": "compat.snntorch.Leaky here",
     "reset_net": "reset_state",
 }
 

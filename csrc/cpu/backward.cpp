@@ -222,7 +222,12 @@ private:
 
     // Adds what a step contributes to the gradients of threshold and tau.
     SNNFAST_HD void add_to_tables(const Coefficients<V>& k, const StepGradient<V>& step, i64 at, i64 in_block, i64 i) {
-        if (call_.grad_threshold) add(sum_threshold_ + i, step.threshold);
+        if (call_.grad_threshold) {
+            add(sum_threshold_ + i, step.threshold);
+            if (dynamics_.late)
+                add(sum_threshold_ + i,
+                    late_threshold_gradient(dynamics_, k, step.potential, potential_before(k, in_block, i)));
+        }
         if (call_.grad_tau) {
             V current[1];
             currents_.from(at).read(current, i);
@@ -290,13 +295,14 @@ private:
 }  // namespace
 
 void backward(const BackwardCall& call, int threads) {
-    const bool extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
+    const bool extras =
+        call.dynamics.delay || call.dynamics.late || call.grad_potential || call.grad_threshold || call.grad_tau;
     with_storage(call.dtype, [&](auto storage) {
         using Storage = decltype(storage);
         with_variant_of<Direction::backward>(call, extras, call.surrogate.shape, [&](auto known) {
             constexpr Variant v = decltype(known)::value;
             using D = typename DynamicsPolicy<v.dynamics>::template of<State<Storage>>;
-            using Tiles = BackwardTiles<Storage, D, v.currents, v.extras>;
+            using Tiles = BackwardTiles<Storage, KnownLateness<D, v.extras>, v.currents, v.extras>;
             run_tiles<Storage, Tiles>(call, threads, [](Tiles& tiles, const Tile& tile) {
                 tiles.template run<typename SurrogateOf<v.surrogate>::type>(tile);
             });

@@ -12,7 +12,7 @@ inline namespace SNNFAST_TARGET {
 namespace {
 
 // What costs time in an inner loop is a policy: the dynamics where the compiler knows them, normalized currents, and
-// Extras (coefficients per channel, delay, recorded potentials and their gradients, gradients of threshold and tau).
+// Extras (coefficients per channel, delay, a late reset, recorded potentials and their gradients, gradients of threshold and tau).
 template <class Storage, class D, Currents How, bool Extras>
 class ForwardTiles {
     using S = State<Storage>;
@@ -96,13 +96,14 @@ private:
 }  // namespace
 
 void forward(const ForwardCall& call, int threads) {
-    const bool extras = call.dynamics.delay || call.potential;
+    const bool extras = call.dynamics.delay || call.dynamics.late || call.potential;
     with_storage(call.dtype, [&](auto storage) {
         using Storage = decltype(storage);
         with_variant_of<Direction::forward>(call, extras, Shape::fast_sigmoid, [&](auto known) {
             constexpr Variant v = decltype(known)::value;
             using D = typename DynamicsPolicy<v.dynamics>::template of<State<Storage>>;
-            run_tiles<Storage, ForwardTiles<Storage, D, v.currents, v.extras>>(call, threads);
+            using Known = KnownLateness<D, v.extras>;
+            run_tiles<Storage, ForwardTiles<Storage, Known, v.currents, v.extras>>(call, threads);
         });
     });
 }

@@ -212,7 +212,7 @@ struct BlockOfSteps {
     static constexpr bool leaves_out = !(ahead && reads_again);
 
     const BackwardCall& call;
-    const D& dynamics;
+    const KnownLateness<D, Extras>& dynamics;
     Coefficients<S> (&k)[Width];
     const Reader& current;
     Sent& sent;
@@ -224,8 +224,9 @@ struct BlockOfSteps {
     S initial[Width], h[Block][Width];
     const Storage* x;  // at the first step
 
-    __device__ BlockOfSteps(const BackwardCall& call_, const D& dynamics_, Coefficients<S> (&k_)[Width],
-                            const Reader& current_, Sent& sent_, Writer& writer_, int first_, int length_)
+    __device__ BlockOfSteps(const BackwardCall& call_, const KnownLateness<D, Extras>& dynamics_,
+                            Coefficients<S> (&k_)[Width], const Reader& current_, Sent& sent_, Writer& writer_,
+                            int first_, int length_)
         : call(call_), dynamics(dynamics_), k(k_), current(current_), sent(sent_), writer(writer_), first(first_),
           length(length_), x(current.step.at_any(current.x, first)) {
         sent.enter_block(first);
@@ -336,15 +337,16 @@ struct BlockOfSteps {
             out[w] = dynamics.leaky ? k[w].gain * step.potential : step.potential;
             grad_v[w] = dynamics.leaky ? k[w].leak * step.potential : step.potential;
             tables.threshold[w] += step.threshold;
-            if (!call.grad_tau) continue;
+            if (!call.grad_tau && !dynamics.late) continue;
             const S charged = h[b > 0 ? b - 1 : 0][w];
             const S before = b > 0 ? reset(dynamics, k[w], charged, fires(dynamics, k[w], charged)) : initial[w];
-            tables.tau[w] += tau_gradient(dynamics, step.potential, before, x[0][w]);
+            if (dynamics.late) tables.threshold[w] += late_threshold_gradient(dynamics, k[w], step.potential, before);
+            if (call.grad_tau) tables.tau[w] += tau_gradient(dynamics, step.potential, before, x[0][w]);
         }
     }
 };
 
-// Extras (delay, gradients of recorded potentials, of the threshold and of tau) are compiled in where asked for.
+// Extras (delay, a late reset, gradients of recorded potentials, of the threshold and of tau) are compiled in where asked for.
 template <class Storage, int Width, int Block, class Surrogate, class D, Currents How, Channels channels, Pass pass,
           bool Extras>
 __global__ void __launch_bounds__(threads_per_block, resident_blocks<Storage, Block, D, How, channels>)
@@ -353,7 +355,7 @@ __global__ void __launch_bounds__(threads_per_block, resident_blocks<Storage, Bl
     using Steps = BlockOfSteps<Storage, Width, Block, D, How, channels, pass, Extras>;
     const Layout& layout = call.layout;
     const Seat<Width> seat(walk);
-    const D dynamics(call.dynamics);
+    const KnownLateness<D, Extras> dynamics(call.dynamics);
     Coefficients<S> k[Width];
     load_coefficients(k, call.dynamics, call.coefficients, walk, seat);
     typename Steps::Reader current(call, walk, seat);

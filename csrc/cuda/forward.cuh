@@ -26,7 +26,7 @@ __device__ void store_spikes(Storage* to, const bool (&fired)[Width]) {
     store_pack(to, pack);
 }
 
-// What a forward pass writes, step by step. Extras (delay, recorded potentials) are for D = General alone.
+// What a forward pass writes, step by step. Extras (delay, a late reset, recorded potentials) are for D = General alone.
 template <class Storage, int Width, bool Extras>
 struct ForwardOutputs {
     using S = State<Storage>;

@@ -131,7 +131,7 @@ void Launcher<Storage>::forward(const ForwardCall& call, void* stream) {
     Question asked;
     asked.wide = is_wide<Storage>(forward_width<Storage>, call);
     const Walk walk = walk_of(call.layout, asked.wide ? forward_width<Storage> : 1);
-    asked.extras = call.potential || call.dynamics.delay;
+    asked.extras = call.potential || call.dynamics.delay || call.dynamics.late;
     asked.normalized = call.normalization.mean;
     asked.dynamics = policy_of(call.dynamics);
     asked.channels = walk.own ? Channels::own : Channels::shared;
@@ -150,7 +150,8 @@ void Launcher<Storage>::backward(const BackwardCall& call, void* stream) {
     const Layout& layout = call.layout;
     Question asked;
     asked.wide = is_wide<Storage>(backward_width<Storage>, call);
-    asked.extras = call.dynamics.delay || call.grad_potential || call.grad_threshold || call.grad_tau;
+    asked.extras =
+        call.dynamics.delay || call.dynamics.late || call.grad_potential || call.grad_threshold || call.grad_tau;
     asked.normalized = call.normalization.mean;
     asked.dynamics = policy_of(call.dynamics);
     asked.surrogate = call.surrogate.shape;

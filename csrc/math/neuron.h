@@ -5,6 +5,8 @@
 // contraction to fused multiply-adds, so a spike rebuilt in the backward pass is bit for bit the one emitted.
 #pragma once
 
+#include <type_traits>
+
 #include "math/storage.h"
 #include "math/surrogate.h"
 
@@ -30,10 +32,11 @@ struct General {
     bool attached;
     bool fire_on_equal;
     bool input_decays;
+    bool late;
 
     SNNFAST_HD explicit General(const Dynamics& d)
         : reset_value(S(d.reset_value)), leaky(d.leaky), soft(d.soft), attached(d.attached),
-          fire_on_equal(d.fire_on_equal), input_decays(d.input_decays) {}
+          fire_on_equal(d.fire_on_equal), input_decays(d.input_decays), late(d.late) {}
 };
 
 template <class S>
@@ -44,6 +47,7 @@ struct HardDetached {
     static constexpr bool attached = false;
     static constexpr bool fire_on_equal = false;
     static constexpr bool input_decays = false;
+    static constexpr bool late = false;
 
     SNNFAST_HD explicit HardDetached(const Dynamics& d) : reset_value(S(d.reset_value)) {}
 };
@@ -56,14 +60,27 @@ struct SoftAttached {
     static constexpr bool attached = true;
     static constexpr bool fire_on_equal = false;
     static constexpr bool input_decays = false;
+    static constexpr bool late = false;
 
     SNNFAST_HD explicit SoftAttached(const Dynamics&) {}
+};
+
+// Dynamics whose reset the compiler knows not to be late.
+template <class D>
+struct NeverLate : D {
+    static constexpr bool late = false;
+
+    SNNFAST_HD explicit NeverLate(const Dynamics& d) : D(d) {}
 };
 
 template <class D>
 constexpr bool is_general = false;
 template <class S>
 inline constexpr bool is_general<General<S>> = true;
+
+// A late reset is for the kernels with extras: the others do not pay for it at every step.
+template <class D, bool Extras>
+using KnownLateness = std::conditional_t<is_general<D> && !Extras, NeverLate<D>, D>;
 
 inline bool is_hard_detached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && !d.soft && !d.attached; }
 inline bool is_soft_attached(const Dynamics& d) { return !d.leaky && !d.fire_on_equal && d.soft && d.attached; }
@@ -75,18 +92,22 @@ SNNFAST_HD auto rest(const D& dynamics) {
 }
 
 template <class D, class V>
-SNNFAST_HD V charge(const D& dynamics, const Coefficients<V>& k, V v, V x) {
-    return dynamics.leaky ? V(V(k.leak * v + k.gain * x) + k.drive) : V(v + x);
-}
-
-template <class D, class V>
 SNNFAST_HD auto fires(const D& dynamics, const Coefficients<V>& k, V h) {
     return dynamics.fire_on_equal ? h >= k.threshold : h > k.threshold;
+}
+
+// A late reset comes with the next charge, after the leak: until then the potential is the one that crossed.
+template <class D, class V>
+SNNFAST_HD V charge(const D& dynamics, const Coefficients<V>& k, V v, V x) {
+    const V charged = dynamics.leaky ? V(V(k.leak * v + k.gain * x) + k.drive) : V(v + x);
+    if (!dynamics.late) return charged;
+    return fires(dynamics, k, v) ? V(charged - k.threshold) : charged;
 }
 
 // Selects, never multiplies: an infinite potential must not make a NaN.
 template <class D, class V, class Mask>
 SNNFAST_HD V reset(const D& dynamics, const Coefficients<V>& k, V h, Mask fired) {
+    if (dynamics.late) return h;
     const V after_spike = dynamics.soft ? V(h - k.threshold) : V(V{} + dynamics.reset_value);
     return fired ? after_spike : h;
 }
@@ -95,7 +116,7 @@ SNNFAST_HD V reset(const D& dynamics, const Coefficients<V>& k, V h, Mask fired)
 template <class V>
 struct StepGradient {
     V potential;  // delta_t = dL/dh_t; dL/dx_t = gain * delta_t, dL/dv_{t-1} = leak * delta_t
-    V threshold;  // this step's part of dL/dthreshold
+    V threshold;  // this step's part of dL/dthreshold, without that of a late reset
 };
 
 // Stands for the gradient of a potential that was not recorded.
@@ -127,8 +148,14 @@ SNNFAST_HD StepGradient<V> step_gradient(const D& dynamics, const Coefficients<V
     }
     const V at_threshold = slope == V{} ? V{} : V(through_spike * slope);
     const V passed_on = dynamics.soft ? grad_after : (fired ? V{} : grad_after);
-    const V subtracted = dynamics.soft ? (fired ? grad_after : V{}) : V{};
+    const V subtracted = dynamics.soft && !dynamics.late ? (fired ? grad_after : V{}) : V{};
     return {V(with_recorded(at_threshold, grad_recorded)) + passed_on, V(-at_threshold - subtracted)};
+}
+
+// The part of dL/dthreshold of a late reset that came with this step's charge.
+template <class D, class V>
+SNNFAST_HD V late_threshold_gradient(const D& dynamics, const Coefficients<V>& k, V delta, V v_before) {
+    return fires(dynamics, k, v_before) ? V(-delta) : V{};
 }
 
 // This step's part of dL/dtau, without the factor 1 / tau^2; 0 where delta is, whatever the potential.

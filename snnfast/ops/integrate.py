@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snnfast.backends import core
-from snnfast.dynamics import state_dtype
+from snnfast.dynamics import LEAK_GIVEN, state_dtype
 from snnfast.ops.layout import spikes_like
 from snnfast.ops.options import (
     CHECKPOINTS,
@@ -164,7 +164,10 @@ def written_gradients(
     if call.grad_threshold is not None and threshold is not None:
         grad_threshold = step.table_gradient(call.grad_threshold, threshold).to(threshold.dtype)
     if call.grad_tau is not None and tau is not None:
-        grad_tau = (step.table_gradient(call.grad_tau, tau) / tau.double().square()).to(tau.dtype)
+        grad_tau = step.table_gradient(call.grad_tau, tau)
+        if not options.kinds[0] & LEAK_GIVEN:
+            grad_tau = grad_tau / tau.double().square()
+        grad_tau = grad_tau.to(tau.dtype)
     return grad_current, call.grad_initial, grad_threshold, grad_tau, grad_residual
 
 

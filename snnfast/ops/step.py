@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snnfast import backends
 from snnfast.backends import DTYPE_CODES, Backend, core
-from snnfast.dynamics import ATTACHED, DELAY, FIRE_ON_EQUAL, INPUT_DECAYS, LEAKY, SOFT, state_dtype
+from snnfast.dynamics import ATTACHED, DELAY, FIRE_ON_EQUAL, INPUT_DECAYS, LATE, LEAK_GIVEN, LEAKY, SOFT, state_dtype
 from snnfast.ops.layout import Plan, plan
 from snnfast.ops.options import Gradients, NormalizedOptions, Options, States
 
@@ -41,6 +41,7 @@ def core_dynamics(threshold: float, tau: float, reset_value: float, flags: int) 
         fire_on_equal=bool(flags & FIRE_ON_EQUAL),
         delay=bool(flags & DELAY),
         input_decays=bool(flags & INPUT_DECAYS),
+        late=bool(flags & LATE),
     )
 
 
@@ -62,14 +63,16 @@ def coefficients_of(
     channels: int,
     dtype: torch.dtype,
 ) -> core.ChannelCoefficients:
-    """Thresholds and time constants given as tensors, as what the core reads."""
+    """Thresholds and time constants (or the leak's factors) given as tensors, as what the core reads."""
 
     def table(values: Tensor) -> Tensor:
         return values.to(dtype).expand(channels).contiguous()
 
     leak = gain = drive = None
-    if tau is not None:
-        flags, reset_value = options.kinds[0], options.neuron[2]
+    flags, reset_value = options.kinds[0], options.neuron[2]
+    if tau is not None and flags & LEAK_GIVEN:
+        leak = table(tau)
+    elif tau is not None:
         wide = tau.double()
         inverse = wide.reciprocal()
         leak = table(1 - inverse)
