@@ -17,6 +17,7 @@ from snnfast.fusion.apply import FuseReport, fuse
 from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, OverTime, Readout, detach_state, reset_state
 from snnfast.memory.packing import pack_spikes
 from snnfast.memory.report import memory_report
+from snnfast.streams.stream import Stream, streaming
 
 __all__ = [
     "IF",
@@ -28,6 +29,7 @@ __all__ = [
     "FuseReport",
     "OverTime",
     "Readout",
+    "Stream",
     "__version__",
     "activity_report",
     "build_info",
@@ -39,6 +41,7 @@ __all__ = [
     "pack_spikes",
     "reference",
     "reset_state",
+    "streaming",
     "surrogate",
 ]
 
