@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnfast.layers import IF, LIF, BatchNormNeuron, Neuron, Readout
+from snnfast.layers import IF, LIF, BatchNormNeuron, Neuron, OverTime, Readout
 from snnfast.layers.base import Carries
 
-__all__ = ["Delayed", "NormalizedBefore", "RunningReadout"]
+__all__ = ["Delayed", "NormalizedBefore", "OneStepOverTime", "RunningReadout"]
 
 
 class RunningReadout(Carries):
@@ -77,3 +77,18 @@ class NormalizedBefore(nn.Module):
                 current, steps = current.unsqueeze(self.neuron.time_dim), None
             current = current + residual
         return self.neuron(current, steps)
+
+
+class OneStepOverTime(OverTime):
+    """An OverTime that takes the time axis of a single step away, and gives it back, for less than merging axes costs.
+
+    Its input was tried when the stream was made.
+    """
+
+    def forward(self, over_time: Tensor) -> Tensor:
+        steps, batch = over_time.shape[:2]
+        if steps == 1:
+            return self.module(over_time.select(0, 0)).unsqueeze(0)
+        if batch == 1:
+            return self.module(over_time.select(1, 0)).unsqueeze(1)
+        return super().forward(over_time)

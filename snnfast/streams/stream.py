@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._arguments.checks import dense, integer
-from snnfast._arguments.hints import to_tensor
+from snnfast._arguments.hints import to_floating, to_tensor
 from snnfast.dynamics import not_a_tensor
-from snnfast.layers import Neuron, Readout, reset_state
+from snnfast.layers import Neuron, OverTime, Readout, reset_state
 from snnfast.layers.carried import carrying
 from snnfast.memory.report import check_model_and_sample
-from snnfast.streams.carriers import Delayed, RunningReadout
+from snnfast.streams.carriers import Delayed, OneStepOverTime, RunningReadout
 from snnfast.streams.folding import Fold, fold, replace
 from snnfast.streams.trial import Trial
 from snnfast.trial import random_state_kept, spiking_layers
@@ -48,6 +48,7 @@ class Stream(nn.Module):
         self.time_dim, self.held, self.over_time = trial.time_dim, trial.held, trial.over_time
         self.folded = folded
         self._dims = trial.sample.dim() - (not trial.held)
+        self._floating = trial.sample.is_floating_point()
         self._carriers = carrying(model)
         self._began: torch.Size | None = None  # one step of the sequence that is going on
         self.train(False)
@@ -66,8 +67,9 @@ class Stream(nn.Module):
             The network's result without a time axis: this step's, or that of all steps so far.
 
         Raises:
-            TypeError, ValueError: not a dense tensor, another number of dimensions than the sample's step has, or
-                another shape than the sequence began with; and what the network's layers raise.
+            TypeError, ValueError: not a dense tensor, integers where the sample is floating, another number of
+                dimensions than a step of the sample has, or another shape than the sequence began with; and what the
+                network's layers raise.
         """
         self._check("step", step, self._dims, "[B, ...]", "; stream.chunk takes several steps")
         result = self._run(step, step.shape, 1) if self.held else self._run(step.unsqueeze(self.time_dim), step.shape)
@@ -102,15 +104,17 @@ class Stream(nn.Module):
         if not isinstance(given, Tensor):
             raise not_a_tensor(name, given)
         dense(name, given)
+        if given.is_floating_point() is not self._floating:
+            wanted, remedy = ("floating", to_floating(name, given)) if self._floating else ("integers", "")
+            raise TypeError(f"{name} must be {wanted}, as the sample is, got {given.dtype}{remedy}")
         if given.dim() != dims:
             raise ValueError(f"{name} must have {dims} dimensions, {axes}, got shape {list(given.shape)}{otherwise}")
 
     def _run(self, given: Tensor, step: torch.Size, held_for: int | None = None) -> Tensor:
         states = [carrier._state for carrier in self._carriers]
-        began = self._began if any(state is not None for state in states) else None
-        if began is not None and step != began:
+        if step != self._began and any(state is not None for state in states):
             raise ValueError(
-                f"a step must have the shape {list(began)} with which the sequence began, got {list(step)}: call "
+                f"a step must have the shape {list(self._began)} with which the sequence began, got {list(step)}: call "
                 "reset() before another batch"
             )
         try:
@@ -120,7 +124,8 @@ class Stream(nn.Module):
             for carrier, state in zip(self._carriers, states, strict=True):
                 carrier._state = state
             raise
-        self._began = step
+        if step != self._began:
+            self._began = step
         return result
 
     def reset(self) -> None:
@@ -238,6 +243,8 @@ def _made(model: nn.Module, trial: Trial, folds: list[Fold]) -> Stream:
             if module.delay:
                 network = replace(network, module, Delayed(module))
             module.__dict__["carry_state"] = True  # which is fixed for everybody else
+        elif type(module) is OverTime:
+            module.__class__ = OneStepOverTime
         elif type(module) is Readout:
             network = replace(network, module, RunningReadout(module))
         elif hasattr(module, "in_stream"):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from snnfast._errors import one_line
-from snnfast.layers import Neuron, Readout
+from snnfast.layers import Neuron
 from snnfast.layers.base import Carries
 from snnfast.streams.folding import Fold, Watch
 
@@ -25,9 +26,6 @@ STEPS_HELD = 4
 """That a sample without time axis is held for."""
 _CLOSE = 1e-9
 """How far float64 results may be apart, relative to the largest."""
-
-Calls = dict[str, list[tuple[Tensor | None, Tensor]]]
-"""By the module's name: what each of its calls took first, and what it returned."""
 
 
 class Trial:
@@ -81,10 +79,11 @@ class Trial:
         shape, dim = self.result.shape, self.time_dim
         if len(shape) <= dim or shape[dim] != self.steps:
             return False
-        if self.held:
-            fewer = self._whole(self.sample, steps=self.steps - 1)
-        else:
-            fewer = self._whole(self.sample.narrow(dim, 0, self.steps - 1))
+        with _of_fewer_steps(f"{self.steps - 1} steps"):
+            if self.held:
+                fewer = self._whole(self.sample, steps=self.steps - 1)
+            else:
+                fewer = self._whole(self.sample.narrow(dim, 0, self.steps - 1))
         return fewer.shape == (*shape[:dim], self.steps - 1, *shape[dim + 1 :])
 
     def check(self, stream: Stream) -> None:
@@ -95,7 +94,10 @@ class Trial:
         def count(module: nn.Module, *_: Any) -> None:
             calls[names[module]] += 1
 
-        with _hooks((module for module in names if isinstance(module, Neuron | Carries)), count):
+        with ExitStack() as stack:
+            for module in names:
+                if isinstance(module, Neuron | Carries):
+                    stack.callback(module.register_forward_hook(count).remove)
             self._steps(stream, 1)
         often = next((name for name, number in calls.items() if number > 1), None)
         if often is not None:
@@ -120,52 +122,60 @@ class Trial:
         results = []
         for step in range(count):
             given = self.sample if self.held else self.sample.select(self.time_dim, step)
-            try:
+            with _of_fewer_steps("one step"):
                 result = stream(given)
-            except Exception as error:
-                raise ValueError(
-                    f"the model runs on the whole sample, and not on one step of it: {type(error).__name__}: "
-                    f"{one_line(error)}"
-                ) from error
             results.append(result.unsqueeze(self.time_dim) if self.over_time else result)
         return results
 
     def _chunks(self, stream: Stream) -> list[Tensor]:
         stream.reset()
         first, rest = self.steps // 2, self.steps - self.steps // 2
-        if self.held:
-            return [stream.chunk(self.sample, first), stream.chunk(self.sample, rest)]
-        return [stream.chunk(chunk) for chunk in self.sample.split([first, rest], self.time_dim)]
+        with _of_fewer_steps("a part"):
+            if self.held:
+                return [stream.chunk(self.sample, first), stream.chunk(self.sample, rest)]
+            return [stream.chunk(chunk) for chunk in self.sample.split([first, rest], self.time_dim)]
 
     # Which module -----------------------------------------------------------------------------------------------------
 
     def _why_not(self, stream: Stream) -> str:
         steps = {"steps": self.steps} if self.held else {}
-        with _calls_of(self.network) as (whole, order):
+        with _events_of(self.network) as whole:
             self._whole(self.sample, **steps)
-        with _calls_of(stream.model) as (parts, _):
+        with _events_of(stream.model) as parts:
             self._steps(stream, self.steps)
         said = "the steps of the sample, one by one, do not make what the whole makes: "
-        for name, number in order:
+        for entered, name, number in whole.order:
             module = self.network.get_submodule(name)
             what = f"{name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
-            count = len(whole[name])
-            if len(parts[name]) != count * self.steps:
-                return f"{said}{what} is called {count} times for the whole, {len(parts[name])} times in the steps"
-            own = parts[name][number::count]
-            given, returned = whole[name][number]
-            if given is not None and not self._agree(given, [g for g, _ in own if g is not None]):
-                parent = self.network.get_submodule(name.rpartition(".")[0])
-                return f"{said}the forward of {type(parent).__name__} mixes time steps ahead of {what}"
-            if not self._agree(returned, [r for _, r in own]):
-                return said + _of_module(module, what)
+            seen, own = whole.seen[entered, name], parts.seen[entered, name]
+            if len(own) != len(seen) * self.steps:
+                return f"{said}{what} is called {len(seen)} times for the whole, {len(own)} times in {self.steps} steps"
+            if not self._agree(seen[number], own[number :: len(seen)]):
+                return said + self._blame(module, name, what, entered)
+        return f"{said}the forward of {type(self.network).__name__} mixes time steps"
+
+    def _blame(self, module: nn.Module, name: str, what: str, entered: bool) -> str:
+        """What to say of the first module that takes, or returns, something else."""
+        if entered:
+            parent = type(self.network.get_submodule(name.rpartition(".")[0])).__name__
+            return f"the forward of {parent} mixes time steps ahead of {what}"
+        if isinstance(module, Neuron):
+            return (
+                f"{what} makes other spikes of equal currents. Either rounding decides whether it fires, as where "
+                "potentials meet the threshold exactly (try another sample), or its forward mixes time steps"
+            )
+        if next(module.children(), None) is None:
+            return f"{what} mixes time steps"
         return (
-            f"{said}the forward of {type(self.network).__name__} itself mixes time steps, behind its last module. A mean "
-            "or sum over time there is snnfast.Readout('mean') or Readout('sum') in a stream"
+            f"the forward of {what} mixes time steps behind the last module in it. A sum or mean over time at the end "
+            "of a network is snnfast.Readout('sum') or Readout('mean') in a stream"
         )
 
-    def _agree(self, whole: Tensor, steps: list[Tensor]) -> bool:
+    def _agree(self, whole: Tensor | None, parts: list[Tensor | None]) -> bool:
         """Whether what a call took or made is the whole of the steps', [T, B, ...] or [T·B, ...], or one of all."""
+        steps = [part for part in parts if part is not None]
+        if whole is None:
+            return not steps
         if len({step.shape for step in steps}) != 1 or len(steps) != self.steps:
             return False
         joined = [torch.stack(steps, self.time_dim).flatten(0, 1)] if steps[0].dim() else []
@@ -174,39 +184,49 @@ class Trial:
         return any(_close(candidate, whole) for candidate in (*joined, steps[-1]))
 
 
-def _of_module(module: nn.Module, what: str) -> str:
-    if isinstance(module, Neuron):
-        return (
-            f"{what} makes other spikes of equal currents. Either rounding decides whether it fires, as where "
-            "potentials meet the threshold exactly (try another sample), or its forward mixes time steps"
-        )
-    hint = ". Readout('sum') and Readout('mean') are the ones a stream knows" if isinstance(module, Readout) else ""
-    return f"{what} mixes time steps{hint}"
-
-
 @contextmanager
-def _hooks(modules: Any, hook: Any) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_hook(hook).remove)
+def _of_fewer_steps(what: str) -> Iterator[None]:
+    try:
         yield
+    except Exception as error:
+        raise ValueError(
+            f"the model runs on the whole sample, and not on {what} of it: {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+class _Events:
+    """What modules took (entered) and returned, in order, with the number of that call of the module.
+
+    Attributes:
+        seen: by whether it was taken and the module's name, the first tensors of all calls; None where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.order: list[tuple[bool, str, int]] = []
+        self.seen: dict[tuple[bool, str], list[Tensor | None]] = defaultdict(list)
+
+    def note(self, entered: bool, name: str, value: object) -> None:
+        seen = self.seen[entered, name]
+        self.order.append((entered, name, len(seen)))
+        seen.append(next((leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)), None))
 
 
 @contextmanager
-def _calls_of(network: nn.Module) -> Iterator[tuple[Calls, list[tuple[str, int]]]]:
-    """The calls of all modules, and in which order they returned: inner ones first."""
+def _events_of(network: nn.Module) -> Iterator[_Events]:
     names = {module: name for name, module in network.named_modules()}
-    calls: Calls = defaultdict(list)
-    order: list[tuple[str, int]] = []
+    events = _Events()
 
-    def note(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        if isinstance(result, Tensor):
-            name, given = names[module], args[0] if args and isinstance(args[0], Tensor) else None
-            order.append((name, len(calls[name])))
-            calls[name].append((given, result))
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        events.note(True, names[module], args)
 
-    with _hooks(names, note):
-        yield calls, order
+    def leave(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        events.note(False, names[module], result)
+
+    with ExitStack() as stack:
+        for module in names:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        yield events
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
