@@ -44,7 +44,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def build(width: int, size: int) -> list[nn.Module]:
-    """The stateless parts between the neurons, in evaluation, with running statistics that are not those at the start."""
+    """The stateless parts between the neurons, in evaluation, with running statistics unlike those at the start."""
     generator = torch.Generator().manual_seed(0)
     features = 2 * width * (size // 4) ** 2
     with torch.random.fork_rng(devices=[]):

@@ -31,7 +31,7 @@ class Layer(nn.Module):
 
 
 class Carries(nn.Module):
-    """Base of what keeps ``_state`` from call to call and is no neuron: the tensors of a sum, or of spikes that wait."""
+    """Base of what keeps ``_state`` from call to call and is no neuron: a sum, or spikes that wait."""
 
     carry_state = True
     _state: Any = None

@@ -158,9 +158,7 @@ def fold(network: nn.Module, pairs: list[Fold]) -> nn.Module:
     for pair in pairs:
         linear, norm = network.get_submodule(pair.linear), network.get_submodule(pair.norm)
         _scale(linear, norm)
-        network = replace(
-            network, norm, NormalizedBefore(norm) if isinstance(norm, BatchNormNeuron) else nn.Identity()
-        )
+        network = replace(network, norm, NormalizedBefore(norm) if isinstance(norm, BatchNormNeuron) else nn.Identity())
     for module in list(network.modules()):
         if type(module) is OverTime and type(module.module) is nn.Identity:
             network = replace(network, module, module.module)

@@ -71,7 +71,9 @@ class Trial:
                 module.reset_state()
         result = self.network(sample, **steps)
         if not isinstance(result, Tensor):
-            raise TypeError(f"model must return a tensor, {type(self.network).__name__} returns {type(result).__name__}")
+            raise TypeError(
+                f"model must return a tensor, {type(self.network).__name__} returns {type(result).__name__}"
+            )
         return result
 
     def _is_over_time(self) -> bool:
