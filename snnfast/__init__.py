@@ -18,6 +18,7 @@ from snnfast.fusion.apply import FuseReport, fuse
 from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, OverTime, Readout, detach_state, reset_state
 from snnfast.memory.packing import pack_spikes
 from snnfast.memory.report import memory_report
+from snnfast.streams.stream import Stream, streaming
 
 __all__ = [
     "IF",
@@ -30,6 +31,7 @@ __all__ = [
     "OverTime",
     "Readout",
     "ReplaceReport",
+    "Stream",
     "__version__",
     "activity_report",
     "build_info",
@@ -42,6 +44,7 @@ __all__ = [
     "reference",
     "replace_neurons",
     "reset_state",
+    "streaming",
     "surrogate",
 ]
 

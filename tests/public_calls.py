@@ -185,6 +185,7 @@ def layer_entries() -> dict[str, Entry]:
         "fuse": Entry(sf.fuse, {"model": net()}, {"model": "module"}),
         "replace_neurons": Entry(sf.replace_neurons, {"model": net()}, {"model": "module", "strict": "flag"}),
         "pack_spikes": Entry(sf.pack_spikes, {}, {"model": "module or None"}),
+        "streaming": Entry(sf.streaming, {"model": net(), "sample": X}, {"model": "module", "sample": "tensor"}),
         "activity_report": Entry(
             sf.activity_report,
             {"model": net(), "sample": X},
@@ -448,6 +449,7 @@ LEFT_OUT = {
     "surrogate": "a module",
     "augment": "a module",
     "check": "tested on its own",
+    "Stream": "made by streaming, and tested with it",
     "reset_state": "tested on its own",
     "detach_state": "tested on its own",
 }

@@ -311,6 +311,26 @@ def test_a_training_step_is_timed_for_networks_of_equal_losses() -> None:
     assert all(side in shown for side in sides)
 
 
+def test_a_step_of_a_stream_is_timed_beside_steps_of_equal_results() -> None:
+    from snnfast.benchmarks import streaming
+
+    results = streaming.measure(torch.device("cpu"), width=2, size=4, seconds=0.1)
+    found = results["sides"]
+    assert min(results["setting"]["firing"]) > 0.01
+    assert found["snnfast"]["ratio"] == 1.0 and found["carried"]["ratio"] > 0
+    assert "not installed" in str(found["spikingjelly"]) or "in float64 within" in found["spikingjelly"]["check"]
+    assert all(side in streaming.table(results) for side in streaming.SIDES)
+
+
+def test_steps_of_other_results_are_not_timed() -> None:
+    from snnfast.benchmarks import streaming
+
+    parts = [part.double() for part in streaming.build(2, 4)]
+    events = (torch.rand(3, 1, 2, 4, 4) < 0.5).double()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="apart from the whole sequence's"):
+        streaming.check("carried", parts, events, streaming.ours(parts)(events.flip(0)) + 1.0)
+
+
 def test_networks_of_other_weights_or_dynamics_are_not_timed() -> None:
     from snnfast.benchmarks import training
 

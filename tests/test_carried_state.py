@@ -79,6 +79,42 @@ def test_detach_state_cuts_the_graph_and_keeps_the_values():
     layer.detach_state()  # nothing to detach is no error
 
 
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("detach_reset", [True, False])
+def test_truncated_backpropagation_is_the_references_with_a_detached_potential(reset, detach_reset):
+    options = {"reset": reset, "detach_reset": detach_reset}
+    layers = [sf.LIF(3.0, 0.3, learn_tau=True, learn_threshold=True, carry_state=True, **options) for _ in range(2)]
+    first = nn.Linear(5, 4).double()
+    network = nn.Sequential(sf.OverTime(first), layers[0], sf.OverTime(nn.Linear(4, 3)), layers[1]).double()
+    x = currents(40, 2, 5, dtype=torch.float64)
+    sent = currents(40, 2, 3, dtype=torch.float64)
+    parameters = list(network.parameters())
+    chunks = list(zip(x.split((17, 3, 20)), sent.split((17, 3, 20)), strict=True))
+
+    for chunk, gradient in chunks:
+        (network(chunk) * gradient).sum().backward()
+        assert sf.detach_state(network) == 2
+    found = [parameter.grad for parameter in parameters]
+
+    v: list[torch.Tensor | None] = [None, None]
+    wanted = [torch.zeros_like(parameter) for parameter in parameters]
+    for chunk, gradient in chunks:
+        spikes = chunk
+        for i, layer in enumerate(layers):
+            spikes, v[i] = sf.reference.leaky_integrate_and_fire(
+                network[2 * i].module(spikes), v[i], tau=layer.tau, threshold=layer.threshold, **options
+            )
+        for total, part in zip(wanted, torch.autograd.grad((spikes * gradient).sum(), parameters), strict=True):
+            total += part
+        v = [potential.detach() for potential in v]
+    assert all(gradient.abs().sum() > 0 for gradient in wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert error(ours, theirs) <= 1e-12
+    sf.reset_state(network)
+    at_once = torch.autograd.grad((network(x) * sent).sum(), parameters)
+    assert any(error(ours, theirs) > 1e-3 for ours, theirs in zip(found, at_once, strict=True))  # it was truncated
+
+
 def test_training_on_without_detach_state_is_torchs_error():
     layer = sf.IF(0.3, carry_state=True, learn_threshold=True)
     layer(currents(5, 4, 3)).sum().backward()

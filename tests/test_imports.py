@@ -16,7 +16,7 @@ ORDER: list[set[str]] = [
     {"ops"},
     {"autograd"},
     {"functional", "layers"},
-    {"compat", "fusion", "memory", "check", "trial", "activity"},
+    {"compat", "fusion", "memory", "check", "trial", "activity", "streams"},
     {"comparing", "models", "losses", "data", "tuning", "convert", "training"},
     {"cli", "benchmarks"},
 ]

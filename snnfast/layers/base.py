@@ -1,12 +1,13 @@
-"""What every layer is to torch.fx and torch.jit."""
+"""What every layer is to torch.fx and torch.jit, and what carries a state from call to call."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
-__all__ = ["Layer", "as_leaf"]
+__all__ = ["Carries", "Layer", "as_leaf"]
 
 
 def as_leaf(layer: nn.Module, *arguments: Any, **named: Any) -> fx.Proxy:
@@ -27,3 +28,27 @@ class Layer(nn.Module):
             f"torch.jit.script cannot compile {type(self).__name__}, whose forward is Python around an op; "
             "torch.jit.trace(model, sample) and torch.export.export(model, (sample,)) record it, torch.compile runs it"
         )
+
+
+class Carries(nn.Module):
+    """Base of what keeps ``_state`` from call to call and is no neuron: a sum, or spikes that wait."""
+
+    carry_state = True
+    _state: Any = None
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+    def reset_state(self) -> None:
+        """Forgets the state: the next call begins a sequence."""
+        self._state = None
+
+    def detach_state(self) -> None:
+        """Keeps the state's values and cuts its graph."""
+        self._state = tree_map_only(Tensor, Tensor.detach, self._state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As of a neuron: what is in the middle of a graph can be neither copied nor pickled.
+        state = super().__getstate__()
+        return {**state, "_state": tree_map_only(Tensor, lambda t: t.detach().clone(), state.get("_state"))}

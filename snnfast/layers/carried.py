@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from snnfast.layers.base import Carries
 from snnfast.layers.neuron import Neuron
 
-__all__ = ["detach_state", "reset_state"]
+__all__ = ["carrying", "detach_state", "reset_state"]
 
 
 def reset_state(model: nn.Module) -> int:
@@ -15,7 +16,8 @@ def reset_state(model: nn.Module) -> int:
     Before another sequence, or a batch of another size.
 
     Args:
-        model: any module: a network, fused or not, compiled or wrapped, or a layer itself.
+        model: any module: a network, fused or not, compiled or wrapped, a layer itself, or a :class:`Stream`, whose
+            running readouts and delayed spikes are forgotten too.
 
     Returns:
         How many of its layers carry a state (``carry_state=True``).
@@ -23,7 +25,7 @@ def reset_state(model: nn.Module) -> int:
     Raises:
         TypeError: model is not a torch.nn.Module.
     """
-    layers = _carrying(model)
+    layers = carrying(model)
     for layer in layers:
         layer.reset_state()
     return len(layers)
@@ -36,13 +38,14 @@ def detach_state(model: nn.Module) -> int:
 
     Arguments, result and errors are those of :func:`reset_state`.
     """
-    layers = _carrying(model)
+    layers = carrying(model)
     for layer in layers:
         layer.detach_state()
     return len(layers)
 
 
-def _carrying(model: object) -> list[Neuron]:
+def carrying(model: object) -> list[Neuron | Carries]:
+    """What of a model carries a state, in the order of its modules."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    return [module for module in model.modules() if isinstance(module, Neuron) and module.carry_state]
+    return [module for module in model.modules() if isinstance(module, Neuron | Carries) and module.carry_state]

@@ -187,7 +187,10 @@ class Neuron(WithNumbers, Layer):
         if v0 is not None and isinstance(current, Tensor):
             v0 = v0.to(current.device)
         spikes, v_last, _ = self._run(current, states_of(v0, threshold, tau), LAST, *arguments)
-        self._state = v_last
+        if torch.compiler.is_compiling():
+            self._state = v_last
+        else:
+            self.__dict__["_state"] = v_last  # setting an attribute of a module would cost a small step a tenth
         return spikes
 
     def _run(self, current: Tensor, states: States, outputs: int, steps: int | None) -> tuple[Tensor, Tensor, Tensor]:

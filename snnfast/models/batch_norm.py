@@ -38,6 +38,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     process_group: Any = None
+    only_normalizes = True  # in evaluation; of subclasses, which may do more, a stream does not assume it
     _takes_process_group = True  # nn.SyncBatchNorm.convert_sync_batchnorm keeps it, see snnfast.layers.batch_norm
 
     def __init__(self, *args: Any, process_group: Any = None, **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ from snnfast._arguments.checks import integer
 from snnfast._arguments.hints import own_options, refuse, to_floating
 from snnfast.dynamics import not_a_tensor
 from snnfast.layers import LIF, Readout
+from snnfast.layers.base import Carries
 from snnfast.models.activations import LAYER_TYPES, Activation
 
 __all__ = ["Network", "SummedLinear", "check_images", "check_sizes", "each_step", "named_options", "three_sizes"]
@@ -98,6 +99,23 @@ class SummedLinear(nn.Linear):
     def forward(self, total: Tensor, steps: int) -> Tensor:  # type: ignore[override]  # needs steps
         bias = None if self.bias is None else self.bias * steps
         return F.linear(total, self.weight, bias)
+
+    def in_stream(self) -> nn.Module:
+        """What stands for this layer where the steps come one by one (:func:`snnfast.streaming`)."""
+        return _RunningSummedLinear(self)
+
+
+class _RunningSummedLinear(Carries):
+    """A :class:`SummedLinear` whose total is of all steps so far: it counts them."""
+
+    def __init__(self, linear: SummedLinear) -> None:
+        super().__init__()
+        self.linear = linear
+        self._state: int | None = None
+
+    def forward(self, total: Tensor, steps: int) -> Tensor:
+        self._state = steps + (self._state or 0)
+        return self.linear(total, self._state)
 
 
 class Network(nn.Module):
