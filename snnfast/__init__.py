@@ -13,6 +13,7 @@ from snnfast._version import __version__
 from snnfast.activity.report import ActivityReport, activity_report
 from snnfast.backends import build_info
 from snnfast.check import CheckReport, check
+from snnfast.exchange.nir import from_nir, to_nir
 from snnfast.fusion.apply import FuseReport, fuse
 from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, OverTime, Readout, detach_state, reset_state
 from snnfast.memory.packing import pack_spikes
@@ -33,6 +34,7 @@ __all__ = [
     "build_info",
     "check",
     "detach_state",
+    "from_nir",
     "functional",
     "fuse",
     "memory_report",
@@ -40,6 +42,7 @@ __all__ = [
     "reference",
     "reset_state",
     "surrogate",
+    "to_nir",
 ]
 
 # They bring scikit-learn and others; the layers need none of that.

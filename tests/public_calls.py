@@ -421,6 +421,7 @@ LEFT_OUT = {
     "reference": "a module",
     "surrogate": "a module",
     "augment": "a module",
+    **dict.fromkeys(["to_nir", "from_nir"], "tested on their own, where nir is installed"),
     "check": "tested on its own",
     "reset_state": "tested on its own",
     "detach_state": "tested on its own",

@@ -17,7 +17,7 @@ ORDER: list[set[str]] = [
     {"autograd"},
     {"functional", "layers"},
     {"fusion", "memory", "check", "trial", "activity"},
-    {"comparing", "models", "losses", "data", "tuning", "convert", "training"},
+    {"comparing", "exchange", "models", "losses", "data", "tuning", "convert", "training"},
     {"cli", "benchmarks"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
