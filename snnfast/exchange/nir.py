@@ -67,12 +67,15 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = DT, time_dim: int | 
     if time_dim is not None:
         check_time_dim(time_dim)
     from snnfast.exchange import recording, writing
+    from snnfast.models import DigitsNet
     from snnfast.models.network import Network
     from snnfast.trial import on_trial
 
     call: Any = model
+    if isinstance(model, Network | DigitsNet):
+        time_dim = None
     if isinstance(model, Network):
-        time_dim, call = None, functools.partial(model, per_step=True)
+        call = functools.partial(model, per_step=True)
     if sample.dim() < (1 if time_dim is None else 2):
         raise ValueError(f"sample must be [T, B, ...], with time_dim=None [B, ...], got {list(sample.shape)}")
     writer = writing.Writer(nir, dt, time_dim)

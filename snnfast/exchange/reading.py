@@ -278,9 +278,9 @@ class Reader:
 
     def pool(self, name: str, node: Any) -> list[nn.Module]:
         """A sum is an average that divides by 1."""
-        window, stride, padding = (_sizes(getattr(node, key), 2) for key in ("kernel_size", "stride", "padding"))
+        sizes: dict[str, Any] = {key: _sizes(getattr(node, key), 2) for key in ("kernel_size", "stride", "padding")}
         divisor = 1 if type(node).__name__ == "SumPool2d" else None
-        return [nn.AvgPool2d(window, stride, padding, divisor_override=divisor)]
+        return [nn.AvgPool2d(**sizes, divisor_override=divisor)]
 
     def flatten(self, name: str, node: Any) -> list[nn.Module]:
         first, last = int(node.start_dim), int(node.end_dim)

@@ -49,6 +49,7 @@ class Writer:
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     readout: str | None = None
+    _steps: int = 0  # of the readout
     _versions: dict[str, int] = field(default_factory=dict)
     _read: set[str] = field(default_factory=set)
     _merged: dict[int, tuple[int, ...]] = field(default_factory=dict)  # time and batch, by what they are as one
@@ -125,7 +126,9 @@ class Writer:
         value = recorder.value(current)
         if value is None:
             recorder.refuse("its first argument does not come of the sample")
-        if value.axes == READ_OUT:
+        # SummedLinear of the sum over time is that sum of it.
+        summed = isinstance(module, SummedLinear) and self.readout == "sum" and given["steps"] == self._steps
+        if value.axes == READ_OUT and not summed:
             recorder.refuse("it is called on what a readout made of the steps; a graph's readout comes last")
         writer = self.writer_of(module)
         assert writer is not None
@@ -142,31 +145,39 @@ class Writer:
         if first.axes == READ_OUT:
             recorder.refuse(f"{name} comes after a readout; a graph's readout comes last")
         if name in _ADDITIONS and len(tensors) == 2 and len(args) == 2 and not kwargs:
-            return self.sum(tensors[0], tensors[1], result, recorder)
+            return self.sum(tensors[0], tensors[1], recorder)
         if (name in _PRODUCTS or name in _QUOTIENTS) and len(tensors) == 1 and len(args) == 2 and not kwargs:
             return self.product(name, args, tensors[0], first, result, recorder)
         if name in _RESHAPES:
             return self.reshaped(first, tensors[0], result, recorder)
         if name in _SUMS and first.axes == OVER_TIME:
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            if (dim == self.time_dim or dim == (self.time_dim,)) and result.dim() == tensors[0].dim() - 1:
-                self.readout = name
+            time_dim = self.time_dim or 0
+            if dim in (time_dim, (time_dim,), [time_dim]) and result.dim() == tensors[0].dim() - 1:
+                self.readout, self._steps = name, tensors[0].shape[time_dim]
                 return Value(first.sources, READ_OUT)
         recorder.refuse(f"{name} has no node in NIR that snnfast writes")
 
     # Functions
 
-    def sum(self, left: Tensor, right: Tensor, result: Tensor, recorder: Recorder) -> Value:
-        """Nodes add their inputs in the order of the edges: what is added to a sum stands behind it."""
-        values = [recorder.value(left), recorder.value(right)]
-        first, second = (value for value in values if value is not None)
-        if left.shape != right.shape or first.axes != second.axes or first.held != second.held:
+    def sum(self, left: Tensor, right: Tensor, recorder: Recorder) -> Value:
+        """What two tensors' sum is: nodes add their inputs in the order of the edges, so a sum may only come first."""
+        first, second = (recorder.value(tensor) for tensor in (left, right))
+        if first is None or second is None:
+            recorder.refuse("it adds a tensor that does not come of the sample, which NIR has no node for")
+        shapes = [tuple(tensor.shape[value.lead :]) for tensor, value in ((left, first), (right, second))]
+        one_kind = first.axes == second.axes and first.held == second.held
+        held_too = {OVER_TIME, PER_SAMPLE} == {first.axes, second.axes} and (first.held or second.held)
+        if shapes[0] != shapes[1] or not (one_kind or (held_too and self.time_dim in (0, None))):
             recorder.refuse(f"it adds tensors of the shapes {list(left.shape)} and {list(right.shape)}")
         if len(first.sources) == 1 < len(second.sources):
             first, second = second, first
         if len(second.sources) > 1 or set(first.sources) & set(second.sources):
-            second = self.scaled(np.ones(1, np.float32), second, result, recorder)
-        return Value((*first.sources, *second.sources), first.axes, first.held)
+            second = self.scaled(np.ones(1, np.float32), second, right, recorder)
+        over_time = OVER_TIME in (first.axes, second.axes)
+        return Value(
+            (*first.sources, *second.sources), OVER_TIME if over_time else first.axes, first.held and not over_time
+        )
 
     def product(
         self, name: str, args: tuple, tensor: Tensor, value: Value, result: Tensor, recorder: Recorder
@@ -197,8 +208,6 @@ class Writer:
         if old == new:
             return value
         sample = old[value.lead :]
-        steps = recorder.value(before)
-        assert steps is not None
         merged = (old[0] * old[1], *sample) if value.axes == OVER_TIME else None
         if new == merged:
             self._merged[merged[0]] = old[:2]
@@ -227,11 +236,12 @@ class Writer:
     def same(self, name: str, module: nn.Module, value: Value, *rest: Any) -> Value:
         return value
 
-    def read_out(self, name: str, module: Any, value: Value, *rest: Any) -> Value:
-        recorder: Recorder = rest[-1]
-        if value.axes != OVER_TIME or module.time_dim != self.time_dim:
+    def read_out(
+        self, name: str, module: Any, value: Value, given: Any, current: Tensor, result: Tensor, recorder: Recorder
+    ) -> Value:
+        if value.axes != OVER_TIME or module.time_dim != (self.time_dim or 0):
             recorder.refuse(f"its time_dim is {module.time_dim}, to_nir's {self.time_dim}")
-        self.readout = module.mode
+        self.readout, self._steps = module.mode, current.shape[module.time_dim]
         return Value(value.sources, READ_OUT)
 
     def convolution(
@@ -239,16 +249,19 @@ class Writer:
     ) -> Value:
         spatial = module.weight.dim() - 2
         if value.axes != PER_SAMPLE or current.dim() != spatial + 2:
-            recorder.refuse(f"it takes [B, C, ...], got {list(current.shape)} {value.axes}: put OverTime around it")
+            recorder.refuse(
+                f"it takes [B, C, ...], got {list(current.shape)} {value.axes}: put OverTime around it, "
+                "or give to_nir time_dim=None where the sample has no time"
+            )
         if module.padding_mode != "zeros":
             recorder.refuse(f"NIR pads with zeros only, not with padding_mode={module.padding_mode!r}")
         bias = (
             array(module.bias) if module.bias is not None else np.zeros(module.out_channels, array(module.weight).dtype)
         )
-        kind, size = (self.nir.Conv1d, int(current.shape[2])) if spatial == 1 else (self.nir.Conv2d, current.shape[2:])
+        size = _plain(current.shape[2:], spatial)
         padding = module.padding if isinstance(module.padding, str) else _plain(module.padding, spatial)
-        node = kind(
-            input_shape=size if spatial == 1 else tuple(map(int, size)),
+        node = (self.nir.Conv1d if spatial == 1 else self.nir.Conv2d)(
+            input_shape=size,
             weight=array(module.weight),
             stride=_plain(module.stride, spatial),
             padding=padding,
@@ -266,8 +279,8 @@ class Writer:
     ) -> Value:
         if current.dim() != value.lead + 1:
             recorder.refuse(f"NIR's Affine takes vectors, got {list(current.shape)} {value.axes}")
-        if given.get("steps", 1) != 1:
-            recorder.refuse("it is called on a sum over time")
+        if value.axes != READ_OUT and given.get("steps", 1) != 1:
+            recorder.refuse("it is called with steps, on what is no sum over time")
         weight = array(module.weight)
         node = self.nir.Linear(weight) if module.bias is None else self.nir.Affine(weight, array(module.bias))
         name = self.add(name, node, value, current.shape[value.lead :], result.shape[value.lead :])
@@ -277,7 +290,10 @@ class Writer:
         self, name: str, module: Any, value: Value, given: Any, current: Tensor, result: Tensor, recorder: Recorder
     ) -> Value:
         if value.axes != PER_SAMPLE or current.dim() != 4:
-            recorder.refuse(f"it takes [B, C, H, W], got {list(current.shape)} {value.axes}: put OverTime around it")
+            recorder.refuse(
+                f"it takes [B, C, H, W], got {list(current.shape)} {value.axes}: put OverTime around it, "
+                "or give to_nir time_dim=None where the sample has no time"
+            )
         kind = self.nir.AvgPool2d
         if isinstance(module, nn.AdaptiveAvgPool2d):
             sizes = list(zip(current.shape[2:], result.shape[2:], strict=True))
@@ -308,8 +324,8 @@ class Writer:
         """Batch norm with its running statistics, as weights of the layer before it: in float64, rounded once."""
         if norm.running_mean is None:
             recorder.refuse("a batch norm without running statistics takes the batch's, which no node does")
-        ((source, version),) = value.sources if len(value.sources) == 1 else ((None, 0),)
-        node = self.nodes.get(source)
+        source, version = value.sources[0]
+        node = self.nodes[source] if len(value.sources) == 1 else None
         if not isinstance(node, self.nir.Conv1d | self.nir.Conv2d | self.nir.Affine | self.nir.Linear):
             recorder.refuse("its batch norm follows no convolution or linear layer that it could be folded into")
         if source in self._read or version != self._versions[source]:
@@ -343,8 +359,7 @@ class Writer:
     ) -> Value:
         layer = module.neuron if isinstance(module, PerNeuron) else module
         steps = given.get("steps")
-        time_dim = 0 if self.time_dim is None else self.time_dim
-        if layer.time_dim != time_dim:
+        if layer.time_dim != (self.time_dim or 0):
             recorder.refuse(f"its time_dim is {layer.time_dim}, to_nir's {self.time_dim}")
         if (value.axes != OVER_TIME) if steps is None else not value.held:
             recorder.refuse(
@@ -355,15 +370,11 @@ class Writer:
             recorder.refuse("NIR's neurons spike at once: delay=True has no node")
         if isinstance(layer, BatchNormNeuron):
             value = self.folded(layer, value, recorder)
+        shape = current.shape[value.lead :]
         residual = given.get("residual")
         if residual is not None:
-            other = recorder.value(residual)
-            if other is None or other.axes != value.axes or other.held != value.held:
-                recorder.refuse("its residual does not come of the sample with the current's axes")
-            if set(value.sources) & set(other.sources) or len(other.sources) > 1:
-                other = self.scaled(np.ones(1, np.float32), other, residual, recorder)
-            value = Value((*value.sources, *other.sources), value.axes, value.held)
-        shape = current.shape[value.lead :]
+            recorder.know(current, value)  # normalized
+            value = self.sum(current, residual, recorder)
         node, kept = self._neuron_node(layer, shape)
         return self.value(self.add(name, node, value, shape, shape, kept), OVER_TIME)
 
