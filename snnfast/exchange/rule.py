@@ -58,8 +58,9 @@ EXPORTERS = {
     "spikingjelly": Rule(fire_on_equal=True),
     "snntorch": Rule(
         caution="snnTorch's graphs have neither reset_mechanism nor reset_delay. Their neurons are taken for "
-        "reset_mechanism='zero' (reset='soft' is 'subtract') with reset_delay=False; those of reset_delay=True, "
-        "snnTorch's default, reset one step later, which snnfast's do not"
+        "reset_mechanism='zero' (reset='soft' is 'subtract', with reset_delay=False and potentials of at most two "
+        "thresholds). 'subtract' with reset_delay=True, snnTorch's default, subtracts after the leak of the next step, "
+        "which cannot be matched"
     ),
     # Its tau is dt/tau_mem_inv for 1/tau_mem_inv, so that what counts it in steps is the square of its dt.
     "norse": Rule(
