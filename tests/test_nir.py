@@ -62,6 +62,7 @@ def maps(neuron: nn.Module) -> nn.Module:
 
 
 TAUS = torch.tensor([1.5, 2.0, 3.7, 20.0, 1.01])
+pytestmark = pytest.mark.filterwarnings("ignore:NIR knows the hard reset only")
 MODELS = {
     "IF": lambda: dense(sf.IF(0.4)),
     "fires at equal": lambda: nn.Sequential(sf.IF(0.25, fire_on_equal=True)),
@@ -393,7 +394,7 @@ def snntorch_network(snntorch, mechanism: str, delay: bool):
     def leaky(size: int, beta: float) -> nn.Module:
         return snntorch.Leaky(
             beta=torch.full((size,), beta),
-            threshold=torch.full((size,), 0.7),
+            threshold=torch.full((size,), 1.2),
             init_hidden=True,
             reset_mechanism=mechanism,
             reset_delay=delay,
@@ -408,7 +409,7 @@ def snntorch_network(snntorch, mechanism: str, delay: bool):
 
     def step(x: Tensor) -> Tensor:
         spikes = net(x)
-        left.extend(float(net[i].mem.max()) / 0.7 for i in (1, 3))
+        left.extend(float(net[i].mem.max()) / 1.2 for i in (1, 3))
         return spikes
 
     current = 0.3 * torch.randn(30, 4, 6)
@@ -462,7 +463,7 @@ def test_norses_graphs_give_its_spikes(norse, dt):
     with torch.no_grad():
         net[2].bias += 0.2
     current, state, spikes = torch.randn(30, 4, 6), None, []
-    graph = to_nir(net, current[0, 0], dt=dt)
+    graph = to_nir(net, current[0] if dt == 1e-3 else current[0, 0], dt=dt)  # with the batch in its shape, or without
     with torch.no_grad():
         for x in current:
             out, state = net(x, state)
@@ -685,6 +686,26 @@ def test_pools_that_nir_does_not_have_are_refused(nir):
     ):
         with pytest.raises(NotImplementedError, match=match):
             sf.to_nir(sf.OverTime(pool), torch.rand(2, 1, 1, 6, 6))
+
+
+def test_a_soft_reset_is_warned_of_as_others_do_not_read_it(nir):
+    with pytest.warns(UserWarning, match="hard reset only: that '1' reset softly is in the graph's metadata"):
+        sf.to_nir(dense(sf.IF(reset="soft")), torch.rand(4, 3, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sf.to_nir(dense(sf.IF()), torch.rand(4, 3, 6))
+
+
+def test_a_fused_network_and_a_parametrized_neuron_are_written_too(nir):
+    conv, norm = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)
+    model = nn.Sequential(sf.OverTime(conv), sf.OverTime(norm), sf.IF(0.2), sf.IF(0.3, learn_threshold=True)).double()
+    nn.utils.parametrize.register_parametrization(model[3], "threshold", nn.Softplus())
+    current = torch.randn(4, 3, 2, 5, 5, dtype=torch.float64)
+    model(current)
+    expected = model.eval()(current)
+    sf.fuse(model)
+    assert isinstance(model[1].module, sf.BatchNormIF)
+    assert torch.equal(sf.from_nir(sf.to_nir(model, current))(current), expected) and busy(expected)
 
 
 def test_what_to_nir_is_given_is_checked(nir):

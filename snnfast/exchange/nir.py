@@ -52,6 +52,9 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = DT, time_dim: int | 
         A nir.NIRGraph. ``nir.write(path, graph)`` saves it; where a convolution has groups or a kernel that is not
         square, ``nir.read(path, type_check=False)`` reads it, as nir 1.0.8 computes another shape of those.
 
+    Warns:
+        UserWarning: a soft reset, which other libraries that read the graph take for a hard one.
+
     Raises:
         ImportError: nir is not installed.
         TypeError: not a module, not one tensor.
@@ -84,6 +87,12 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = DT, time_dim: int | 
     writer.output(value, shape)
     if isinstance(model, Network):
         writer.readout = "sum"
+    if writer.soft:
+        warnings.warn(
+            f"NIR knows the hard reset only: that {', '.join(map(repr, writer.soft))} reset softly is in the graph's "
+            "metadata, which from_nir reads and other libraries do not",
+            stacklevel=2,
+        )
     kept = {"dt": dt, **({} if writer.readout is None else {"readout": writer.readout})}
     return nir.NIRGraph(writer.nodes, writer.edges, metadata={KEY: kept})
 
@@ -154,6 +163,6 @@ def from_nir(
     from snnfast.exchange.reading import Reader
 
     network = Reader(rule, options, time_dim).network(graph)
-    if rule.caution and any(type(node).__name__ in ("IF", "LIF") for node in graph.nodes.values()):
+    if rule.caution:
         warnings.warn(rule.caution, stacklevel=2)
     return network

@@ -140,7 +140,7 @@ class Reader:
             self._layers,
             self._steps,
             None if readout is None else Readout(str(readout), time_dim=self.time_dim),
-            tuple(int(size) for size in shape),
+            sample_shape(flat, shape),
             self.time_dim,
         )
 
@@ -215,7 +215,7 @@ class Reader:
             warnings.warn(
                 f"node {name!r}: R is 1, so that a current of 1 adds {self.rule.dt_of_if:g} to the potential in a step "
                 "of that dt; a library that counts in steps (Norse, Sinabs) needs exported_by, or dt=1.0",
-                stacklevel=2,
+                stacklevel=5,  # the call of from_nir
             )
         return gain
 
@@ -300,6 +300,15 @@ READERS: dict[str, Callable[[Reader, str, Any], list[nn.Module]]] = {
     "AvgPool2d": Reader.pool,
     "Flatten": Reader.flatten,
 }
+
+
+def sample_shape(flat: FlatGraph, shape: Any) -> tuple[int, ...]:
+    """One sample's at one step: an exporter's Input may have the batch too, which the node behind it has not."""
+    for source, target in flat.edges:
+        known = (flat.nodes[target].input_type or {}).get("input") if source == flat.input else None
+        if known is not None and 0 < len(known) < len(shape):
+            shape = shape[-len(known) :]
+    return tuple(int(size) for size in shape)
 
 
 def refuse_nodes(nodes: dict[str, Any]) -> None:

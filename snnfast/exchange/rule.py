@@ -155,7 +155,7 @@ def leak_of(
         warnings.warn(
             f"node {name!r}: tau={tau.max():g} is {steps.max():g} steps of dt={rule.dt:g}; a library that counts tau "
             "in steps (Sinabs) needs exported_by, or dt=1.0",
-            stacklevel=2,
+            stacklevel=5,  # the call of from_nir
         )
     if np.allclose(r, 1.0, rtol=CLOSE, atol=0.0):
         return steps, True, None

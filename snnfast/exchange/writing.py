@@ -17,12 +17,14 @@ from snnfast.exchange.network import PerNeuron, Threshold
 from snnfast.exchange.recording import OVER_TIME, PER_SAMPLE, READ_OUT, Recorder, Value
 from snnfast.exchange.rule import KEY, tau_to_nir
 from snnfast.layers import LIF, BatchNormNeuron, Neuron, Readout
+from snnfast.models.activations import ResidualIF
 from snnfast.models.batch_norm import BatchNorm2d
 from snnfast.models.network import SummedLinear
 
 __all__ = ["Writer"]
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_NEURONS = (Neuron.forward, BatchNormNeuron.forward, ResidualIF.forward)
 _NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm2d.forward)
 _THROUGH = (nn.Flatten, nn.Unflatten)  # of torch.nn: what they call says what they do
 _ADDITIONS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
@@ -49,6 +51,7 @@ class Writer:
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     readout: str | None = None
+    soft: list[str] = field(default_factory=list)  # neurons whose reset NIR has no field for
     _steps: int = 0  # of the readout
     _versions: dict[str, int] = field(default_factory=dict)
     _read: set[str] = field(default_factory=set)
@@ -101,7 +104,7 @@ class Writer:
 
     def writer_of(self, module: nn.Module) -> Callable[..., Value] | None:
         forward = type(module).forward
-        if isinstance(module, PerNeuron | Neuron) and type(module).__module__.startswith("snnfast."):
+        if isinstance(module, PerNeuron) or (isinstance(module, Neuron) and forward in _NEURONS):
             return self.neuron
         if isinstance(module, _BatchNorm) and forward in _NORMS:
             return self.batch_norm
@@ -376,6 +379,8 @@ class Writer:
             recorder.know(current, value)  # normalized
             value = self.sum(current, residual, recorder)
         node, kept = self._neuron_node(layer, shape)
+        if layer.reset == "soft":
+            self.soft.append(name)
         return self.value(self.add(name, node, value, shape, shape, kept), OVER_TIME)
 
     def _neuron_node(self, layer: Any, shape: Any) -> tuple[Any, dict[str, Any]]:
