@@ -16,8 +16,8 @@ ORDER: list[set[str]] = [
     {"ops"},
     {"autograd"},
     {"functional", "layers"},
-    {"fusion", "memory", "check", "trial", "activity"},
-    {"comparing", "exchange", "models", "losses", "data", "tuning", "convert", "training"},
+    {"fusion", "memory", "check", "trial", "activity", "exchange"},
+    {"comparing", "models", "losses", "data", "tuning", "convert", "training"},
     {"cli", "benchmarks"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(ORDER) for room in rooms}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from typing import Any
 
@@ -50,7 +51,7 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = DT, time_dim: int | 
 
     Returns:
         A nir.NIRGraph. ``nir.write(path, graph)`` saves it; where a convolution has groups or a kernel that is not
-        square, ``nir.read(path, type_check=False)`` reads it, as nir 1.0.8 computes another shape of those.
+        square, ``nir.read(path, type_check=False)`` of nir 1.0.8 reads it, as nir computes another shape of those.
 
     Warns:
         UserWarning: a soft reset, which other libraries that read the graph take for a hard one.
@@ -70,14 +71,14 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = DT, time_dim: int | 
     if time_dim is not None:
         check_time_dim(time_dim)
     from snnfast.exchange import recording, writing
-    from snnfast.models import DigitsNet
-    from snnfast.models.network import Network
     from snnfast.trial import on_trial
 
     call: Any = model
-    if isinstance(model, Network | DigitsNet):
+    # Of snnfast.models, whose images have no time; most can give each step's logits ahead of their sum.
+    per_step = getattr(model, "holds_images", False) and "per_step" in inspect.signature(model.forward).parameters
+    if getattr(model, "holds_images", False):
         time_dim = None
-    if isinstance(model, Network):
+    if per_step:
         call = functools.partial(model, per_step=True)
     if sample.dim() < (1 if time_dim is None else 2):
         raise ValueError(f"sample must be [T, B, ...], with time_dim=None [B, ...], got {list(sample.shape)}")
@@ -85,7 +86,7 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = DT, time_dim: int | 
     with on_trial(model, training=False, spiking=False):
         value, shape = recording.run(model, call, sample.detach(), writer.input(sample), writer)
     writer.output(value, shape)
-    if isinstance(model, Network):
+    if per_step:
         writer.readout = "sum"
     if writer.soft:
         warnings.warn(

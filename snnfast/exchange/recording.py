@@ -64,6 +64,7 @@ class Recorder(TorchFunctionMode):
         self.path: list[nn.Module] = [model]
         self._handler = handler
         self._values: dict[int, tuple[Tensor, Value]] = {}  # the tensors too, so that no id is used twice
+        self._kept: list[Tensor] = []  # of those that are known no longer, for the same reason
         self._inside = False  # of a module that is one step
 
     def know(self, tensor: Tensor, value: Value) -> None:
@@ -71,6 +72,14 @@ class Recorder(TorchFunctionMode):
 
     def value(self, tensor: Any) -> Value | None:
         return self._values.get(id(tensor), (None, None))[1]
+
+    def _forget_views(self, written: Tensor) -> None:
+        """What was written into in place is no longer what its other views were made of."""
+        place = written.untyped_storage().data_ptr()
+        for key, (tensor, _) in list(self._values.items()):
+            if tensor.untyped_storage().data_ptr() == place:
+                del self._values[key]
+                self._kept.append(tensor)
 
     def refuse(self, what: str) -> NoReturn:
         where = self.path[-1]
@@ -124,7 +133,10 @@ class Recorder(TorchFunctionMode):
             return result  # a shape, a dtype
         if not isinstance(result, Tensor):
             self.refuse(f"{name} has no node in NIR")
-        self.know(result, self._handler.function(name, args, kwargs, result, self))
+        value = self._handler.function(name, args, kwargs, result, self)
+        if name.startswith("__i") or (name.endswith("_") and not name.endswith("__")):
+            self._forget_views(result)
+        self.know(result, value)
         return result
 
 

@@ -17,21 +17,19 @@ from snnfast.exchange.network import PerNeuron, Threshold
 from snnfast.exchange.recording import OVER_TIME, PER_SAMPLE, READ_OUT, Recorder, Value
 from snnfast.exchange.rule import KEY, tau_to_nir
 from snnfast.layers import LIF, BatchNormNeuron, Neuron, Readout
-from snnfast.models.activations import ResidualIF
-from snnfast.models.batch_norm import BatchNorm2d
-from snnfast.models.network import SummedLinear
 
 __all__ = ["Writer"]
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_NEURONS = (Neuron.forward, BatchNormNeuron.forward, ResidualIF.forward)
-_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNorm2d.forward)
+# Where the forwards are written that a kind of layer has: another one, a user's, is followed into.
+_NORMS = ("torch.nn.modules.batchnorm", "snnfast.models.batch_norm")
+_LINEARS = ("torch.nn.modules.linear", "snnfast.models.network")
 _THROUGH = (nn.Flatten, nn.Unflatten)  # of torch.nn: what they call says what they do
 _ADDITIONS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
 _PRODUCTS = frozenset(("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__"))
 _QUOTIENTS = frozenset(("div", "divide", "true_divide", "div_", "__truediv__", "__itruediv__"))
 _RESHAPES = frozenset(("flatten", "unflatten", "reshape", "reshape_as", "view", "view_as", "ravel"))
-_SAME = frozenset(("contiguous", "clone", "detach", "to", "float", "double", "cpu", "requires_grad_"))
+_SAME = frozenset(("contiguous", "clone", "detach", "to", "float", "double", "cpu"))
 _SUMS = frozenset(("sum", "mean"))
 
 
@@ -104,15 +102,16 @@ class Writer:
 
     def writer_of(self, module: nn.Module) -> Callable[..., Value] | None:
         forward = type(module).forward
-        if isinstance(module, PerNeuron) or (isinstance(module, Neuron) and forward in _NEURONS):
+        home = getattr(forward, "__module__", "")
+        if isinstance(module, PerNeuron) or (isinstance(module, Neuron) and home.startswith("snnfast.")):
             return self.neuron
-        if isinstance(module, _BatchNorm) and forward in _NORMS:
+        if isinstance(module, _BatchNorm) and home in _NORMS:
             return self.batch_norm
+        if isinstance(module, nn.Linear) and home in _LINEARS:
+            return self.linear
         for kind, writer in (
             (nn.Conv1d, self.convolution),
             (nn.Conv2d, self.convolution),
-            (nn.Linear, self.linear),
-            (SummedLinear, self.linear),
             (nn.AvgPool2d, self.pool),
             (nn.AdaptiveAvgPool2d, self.pool),
             (nn.Identity, self.same),
@@ -129,8 +128,8 @@ class Writer:
         value = recorder.value(current)
         if value is None:
             recorder.refuse("its first argument does not come of the sample")
-        # SummedLinear of the sum over time is that sum of it.
-        summed = isinstance(module, SummedLinear) and self.readout == "sum" and given["steps"] == self._steps
+        # The SummedLinear of snnfast.models on the sum over time is what its steps sum up to.
+        summed = isinstance(module, nn.Linear) and self.readout == "sum" and given.get("steps") == self._steps
         if value.axes == READ_OUT and not summed:
             recorder.refuse("it is called on what a readout made of the steps; a graph's readout comes last")
         writer = self.writer_of(module)
@@ -190,7 +189,7 @@ class Writer:
             recorder.refuse("it divides by a tensor that comes of the sample")
         factor = torch.as_tensor(other, dtype=tensor.dtype if isinstance(other, int | float) else None).detach()
         extra = max(0, factor.dim() - (tensor.dim() - value.lead))
-        if any(size != 1 for size in factor.shape[:extra]):
+        if any(size != 1 for size in factor.shape[:extra]) or result.shape != tensor.shape:
             recorder.refuse(f"it multiplies with a tensor of the shape {list(factor.shape)}, another for each sample")
         factor = factor.reshape(factor.shape[extra:])
         if name in _QUOTIENTS:
@@ -369,6 +368,8 @@ class Writer:
                 f"it takes its current for {'[T, B, ...]' if steps is None else '[B, ...], to hold'}, where time_dim="
                 f"{self.time_dim} of to_nir says otherwise"
             )
+        if layer.carry_state and name in self.nodes:
+            recorder.refuse("it carries one state and is called twice, which would be two nodes")
         if layer.delay:
             recorder.refuse("NIR's neurons spike at once: delay=True has no node")
         if isinstance(layer, BatchNormNeuron):
