@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 # What only the extras install is not there for the layers, whether it is installed or not. (torch has loaded its own.)
-extras = ("sklearn", "scipy", "tqdm", "matplotlib", "PIL", "tensorboard")
+extras = ("sklearn", "scipy", "tqdm", "matplotlib", "PIL", "tensorboard", "nir", "h5py")
 assert "snnfast" not in sys.modules
 sys.modules |= {name: None for name in extras if name not in sys.modules}
 

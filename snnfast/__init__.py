@@ -14,6 +14,7 @@ from snnfast.activity.report import ActivityReport, activity_report
 from snnfast.backends import build_info
 from snnfast.check import CheckReport, check
 from snnfast.compat.replace import ReplaceReport, replace_neurons
+from snnfast.exchange.nir import from_nir, to_nir
 from snnfast.fusion.apply import FuseReport, fuse
 from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, OverTime, Readout, detach_state, reset_state
 from snnfast.memory.packing import pack_spikes
@@ -37,6 +38,7 @@ __all__ = [
     "build_info",
     "check",
     "detach_state",
+    "from_nir",
     "functional",
     "fuse",
     "memory_report",
@@ -46,6 +48,7 @@ __all__ = [
     "reset_state",
     "streaming",
     "surrogate",
+    "to_nir",
 ]
 
 # They bring scikit-learn and others; the layers need none of that.

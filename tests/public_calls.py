@@ -448,6 +448,7 @@ LEFT_OUT = {
     "reference": "a module",
     "surrogate": "a module",
     "augment": "a module",
+    **dict.fromkeys(["to_nir", "from_nir"], "tested on their own, where nir is installed"),
     "check": "tested on its own",
     "Stream": "made by streaming, and tested with it",
     "reset_state": "tested on its own",

@@ -30,6 +30,8 @@ class DigitsNet(nn.Module):
     on the spike counts. Raises ``ValueError`` for images too small for the two poolings and for steps below 1.
     """
 
+    holds_images = True  # see Network
+
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (1, 8, 8),
