@@ -204,7 +204,8 @@ def test_options_under_the_librarys_names_and_ours_are_the_same(jelly: Any) -> N
 
 
 def test_without_spikes_the_surrogate_itself_is_given(jelly: Any) -> None:
-    theirs = nn.Sequential(node(jelly, "IF"))
+    # One of its own: the library's default is one object for all nodes.
+    theirs = nn.Sequential(node(jelly, "IF", surrogate_function=jelly.surrogate.Sigmoid()))
     ours = swapped(theirs)
     for network in (theirs, ours):
         network[0].surrogate_function.set_spiking_mode(False)
