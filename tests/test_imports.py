@@ -16,7 +16,7 @@ ORDER: list[set[str]] = [
     {"ops"},
     {"autograd"},
     {"functional", "layers"},
-    {"fusion", "memory", "check", "trial", "activity"},
+    {"fusion", "memory", "check", "trial", "activity", "ann"},
     {"comparing", "models", "losses", "data", "tuning", "convert", "training"},
     {"cli", "benchmarks"},
 ]
