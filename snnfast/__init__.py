@@ -11,6 +11,9 @@ from snnfast import _formerly, functional, reference, surrogate  # noqa: F401
 from snnfast._arguments import hints as _hints
 from snnfast._version import __version__
 from snnfast.activity.report import ActivityReport, activity_report
+from snnfast.ann.apply import to_spiking
+from snnfast.ann.network import SpikingNetwork
+from snnfast.ann.report import SpikingReport
 from snnfast.backends import build_info
 from snnfast.check import CheckReport, check
 from snnfast.compat.replace import ReplaceReport, replace_neurons
@@ -32,6 +35,8 @@ __all__ = [
     "OverTime",
     "Readout",
     "ReplaceReport",
+    "SpikingNetwork",
+    "SpikingReport",
     "Stream",
     "__version__",
     "activity_report",
@@ -49,6 +54,7 @@ __all__ = [
     "streaming",
     "surrogate",
     "to_nir",
+    "to_spiking",
 ]
 
 # They bring scikit-learn and others; the layers need none of that.

@@ -29,6 +29,9 @@ __all__ = ["largest_current", "to_spiking"]
 def to_spiking(ann: Network, batches: Iterable[Any], *, steps: int = 200) -> Network:
     """A soft-reset IF network that computes what a trained ReLU network of :mod:`snnfast.models` does, by its rates.
 
+    Nothing is trained here. :func:`snnfast.to_spiking` is the other way: it makes any ReLU network a spiking network to
+    be trained, whose logits are not the ANN's.
+
     A copy of the network with IF neurons, in evaluation mode: batch normalization stays the affine map of the current
     by the running statistics. Then for each neuron layer, input side first, with the earlier ones already set:
 

@@ -184,6 +184,19 @@ def layer_entries() -> dict[str, Entry]:
         ),
         "fuse": Entry(sf.fuse, {"model": net()}, {"model": "module"}),
         "replace_neurons": Entry(sf.replace_neurons, {"model": net()}, {"model": "module", "strict": "flag"}),
+        "to_spiking": Entry(
+            sf.to_spiking,
+            {
+                **{"ann": nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))},
+                **{"sample": torch.rand(2, 4), "tune": True, "batches": [(torch.rand(3, 4), torch.tensor([0, 1, 0]))]},
+            },
+            {
+                **{name: NEURON[name] for name in ("reset", "reset_value", "detach_reset", "fire_on_equal", "delay")},
+                **{"ann": "module", "sample": "floats", "steps": "size", "tune": "flag", "batches": "batches"},
+                **{"fuse": "flag", "activation": "word", "surrogate": "surrogate", "threshold": "one number"},
+            },
+            {"batches": ("batches", "inputs")},
+        ),
         "pack_spikes": Entry(sf.pack_spikes, {}, {"model": "module or None"}),
         "streaming": Entry(sf.streaming, {"model": net(), "sample": X}, {"model": "module", "sample": "tensor"}),
         "activity_report": Entry(
@@ -433,7 +446,7 @@ RECORDS = "a record of results, made by the package"
 PARTS = "a part that the networks are made of, by the package"
 LEFT_OUT = {
     **dict.fromkeys(["GammaSearch", "GradientProfile", "SignalProfile", "LearningRateRange", "ImageData"], RECORDS),
-    **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport", "ReplaceReport"], RECORDS),
+    **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport", "ReplaceReport", "SpikingReport"], RECORDS),
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
     **dict.fromkeys(["MembraneResNet", "MembraneBlock"], PARTS),
     **dict.fromkeys(["SpikeElementWiseResNet", "SpikeElementWiseBlock"], PARTS),
@@ -441,6 +454,7 @@ LEFT_OUT = {
     **dict.fromkeys(["names", "data_sets", "build_info", "ACTIVATIONS", "__version__"], "no arguments"),
     "Split": "its batches are in the table",
     "RLeaky": "refuses every call",
+    "SpikingNetwork": "made by to_spiking",
     "DataError": "an error",
     "NeuronFactory": "a type",
     "Surrogate": "the base of the shapes",

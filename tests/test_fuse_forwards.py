@@ -86,6 +86,24 @@ def test_numbers_and_training_mode_still_matter_in_a_rewritten_forward():
     assert held(default_currents()).shape[0] == 9
 
 
+def test_the_mode_still_matters_where_a_number_decides_what_is_done():
+    def forward(self, x):
+        shortcut = nn.functional.dropout(x, self.scale, training=self.training) if self.scale else x
+        return self.sn(over_time(self, x) + shortcut)
+
+    model, plain = block(forward).eval(), block(forward).eval()
+    assert len(sf.fuse(model).fused) == 1
+    assert torch.equal(model(default_currents()), plain(default_currents()))
+    assert not torch.equal(model.train()(default_currents()), model(default_currents()))
+    with pytest.raises(AttributeError, match=r"scale cannot be 0\.0.*before fusing"):
+        model.scale = 0.0
+
+
+def test_a_current_held_for_a_number_of_the_forward_is_fused():
+    report = fused_like(block(lambda self, x: self.sn(self.bn(x[0]), steps=x.size(0))), default_currents())
+    assert report.fused[0].held
+
+
 def test_an_attribute_that_decided_the_graph_cannot_change_in_silence():
     def forward(self, x):
         y = over_time(self, x)

@@ -16,7 +16,7 @@ ORDER: list[set[str]] = [
     {"ops"},
     {"autograd"},
     {"functional", "layers"},
-    {"compat", "fusion", "memory", "check", "trial", "activity", "streams", "exchange"},
+    {"compat", "fusion", "memory", "check", "trial", "activity", "streams", "exchange", "ann"},
     {"comparing", "models", "losses", "data", "tuning", "convert", "training"},
     {"cli", "benchmarks"},
 ]

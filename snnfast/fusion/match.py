@@ -23,7 +23,7 @@ from snnfast.fusion.modules import FusedNeuron, FusedOverTime
 from snnfast.fusion.recipe import may_get_forward
 from snnfast.fusion.sites import Match, Site, Unit
 from snnfast.fusion.trace import Untraceable, trace_forward
-from snnfast.fusion.values import IN_PLACE
+from snnfast.fusion.values import IN_PLACE, kind_of
 from snnfast.layers import IF, LIF, Neuron, OverTime
 
 __all__ = ["Survey", "is_container"]
@@ -50,6 +50,11 @@ def is_container(module: nn.Module) -> bool:
 def is_batch_norm(module: object) -> TypeGuard[_BatchNorm]:
     """Whether a module is a batch norm by itself, not a fused layer."""
     return isinstance(module, _BatchNorm) and not isinstance(module, Neuron)
+
+
+def hook_of(module: nn.Module) -> str | None:
+    """A kind of hook that a module has, in words."""
+    return next((what for attribute, what in _HOOKS.items() if getattr(module, attribute, None)), None)
 
 
 def describe(module: nn.Module, name: str) -> str:
@@ -182,9 +187,8 @@ class Survey:
             return f"{describe(module, name)} is shared: the same object is {', '.join(map(repr, names))}"
         if self.calls[id(module)] > 1:
             return f"{describe(module, name)} is shared: it is called at {self.calls[id(module)]} places"
-        for attribute, what in _HOOKS.items():
-            if getattr(module, attribute, None):
-                return f"{describe(module, name)} has {what}"
+        if hook := hook_of(module):
+            return f"{describe(module, name)} has {hook}"
         if state_hooks and any(getattr(module, attribute, None) for attribute in _STATE_HOOKS):
             return f"{describe(module, name)} has a state-dict hook"
         if "forward" in module.__dict__:
@@ -354,9 +358,7 @@ class Survey:
         if set(arguments) - {"current", "steps"} or len(node.args) > 2:
             return f"the neuron {match.neuron_name!r} is called with other arguments than a current and steps"
         steps = match.steps = arguments.get("steps")
-        if isinstance(steps, fx.Node) and not (
-            steps.op == "get_attr" and type(getattr(site.unit.module, str(steps.target), None)) is int
-        ):
+        if isinstance(steps, fx.Node) and kind_of(steps, site.unit.module) is not int:
             return f"steps of the neuron {match.neuron_name!r} is known only when the model runs"
         held, flat = steps is not None, site.flat
         if held and (match.split is not None or not flat):

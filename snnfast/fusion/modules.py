@@ -11,12 +11,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._arguments.axes import check_over_time
+from snnfast._arguments.checks import dense, integer
+from snnfast.dynamics import check_dtype, not_a_tensor
 from snnfast.layers import LIF, Neuron, OverTime
 from snnfast.layers.neuron import _OPTIONS
 from snnfast.layers.state_dict import WithNumbers, read_options, write_options
 from snnfast.ops.recording import unrecorded
 
-__all__ = ["FusedNeuron", "FusedOverTime", "fit_residual", "fuse_over_time", "fused_layer", "join_sizes", "laid_out"]
+__all__ = [
+    "FusedNeuron",
+    "FusedOverTime",
+    "check_held",
+    "fit_residual",
+    "fuse_over_time",
+    "fused_layer",
+    "join_sizes",
+    "laid_out",
+    "time_steps",
+]
 
 _TABLES = ("threshold", "tau", "tau_logit")  # what of a neuron can be a parameter or a buffer
 
@@ -111,6 +123,22 @@ def laid_out(spikes: Tensor, current: Tensor) -> Tensor:
 def join_sizes(*parts: int | tuple[int, ...]) -> tuple[int, ...]:
     """The sizes of ``f(a, *b, c)``, which a graph has no other way to write down."""
     return tuple(size for part in parts for size in (part if isinstance(part, tuple) else (part,)))
+
+
+def check_held(name: str, images: Any) -> None:
+    """Raises TypeError or ValueError for what is no current [B, ...] to hold."""
+    if not isinstance(images, Tensor):
+        raise not_a_tensor(name, images)
+    dense(name, images)
+    check_dtype(name, images)
+    if images.dim() < 2 or images.numel() == 0:
+        raise ValueError(f"{name} must have the shape [B, ...], and be not empty, got {list(images.shape)}")
+
+
+def time_steps(images: Tensor, steps: int | None, own: int) -> int:
+    """The number of time steps of a forward pass over images that are held, ``own`` where none are named."""
+    check_held("images", images)
+    return integer("steps", own if steps is None else steps, least=1)
 
 
 class FusedOverTime(OverTime):

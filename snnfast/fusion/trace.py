@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from snnfast.fusion.modules import fit_residual, join_sizes, laid_out
+from snnfast.fusion.modules import fit_residual, join_sizes, laid_out, time_steps
 from snnfast.fusion.randomness import restore, states_of_generators
 from snnfast.fusion.values import Questions, Rest, StandIn, Untraceable
 
@@ -29,7 +29,7 @@ __all__ = ["Forward", "Untraceable", "trace_forward"]
 
 _STANDARD = frozenset(nn.Module().__dict__) - {"training"}
 # Where C code would look for numbers, sequences, arrays or types, in some versions of torch, and what earlier fusing
-# wrote: written down as is.
+# wrote, or snnfast.to_spiking: written down as is.
 _RECORDED = (
     torch.tensor,
     torch.as_tensor,
@@ -61,6 +61,7 @@ _RECORDED = (
     fit_residual,
     join_sizes,
     laid_out,
+    time_steps,
 )
 _SINGLE = (torch.dtype, torch.layout, torch.memory_format)  # of each value there is one object
 _TAKE_SIZES = (
@@ -165,26 +166,26 @@ def trace_forward(module: nn.Module) -> Forward:
         raise Untraceable("it catches errors, of which a stand-in may raise others than a tensor")
     randomness = states_of_generators(module)
     try:
-        training = _trace(module, live=False, training=True)
-        evaluation = _trace(module, live=False, training=False)
+        training = _trace(module, training=True)
+        evaluation = _trace(module, training=False)
         if _skeleton(training) != _skeleton(evaluation):
             raise Untraceable("it does different things in training and in evaluation")
         # A number that its own mode decides is followed; what its children's modes decide a graph cannot ask.
         for own, trace in ((True, training), (False, evaluation)):
-            if _calls(trace) != _calls(_trace(module, live=False, training=own, children=not own)):
+            if _calls(trace) != _calls(_trace(module, training=own, children=not own)):
                 raise Untraceable("what it does depends on whether a module in it is in training or in evaluation")
-        if _calls(training) != _calls(_trace(module, live=False, training=True, other_numbers=True)):
+        if _calls(training) != _calls(_trace(module, training=True, other_numbers=True)):
             raise Untraceable("what it does depends on a number of a module in it, which may be set later")
         for mode, entered in (("gradients", torch.no_grad()), ("autocast", torch.autocast("cpu", torch.bfloat16))):
             with entered:
-                if _calls(training) != _calls(_trace(module, live=False, training=True)):
+                if _calls(training) != _calls(_trace(module, training=True)):
                     raise Untraceable(f"what it does depends on {mode} being on")
         if training.assumed and not _same_otherwise(module, training):
             raise Untraceable("what it does depends on the type of a value, which is not certain")
         # A stand-in is never None: `if shortcut is not None` has to be tried.
         for argument, value, required in _switches(module):
             try:
-                given = _trace(module, live=False, training=True, arguments={argument: value})
+                given = _trace(module, training=True, arguments={argument: value})
             except Exception:
                 if required:
                     continue  # it does not take that value
@@ -193,11 +194,9 @@ def trace_forward(module: nn.Module) -> Forward:
                 raise Untraceable(f"what it does depends on the argument {argument!r}")
         if any(_compares_identity(code) for code in _codes(type(module))):
             raise Untraceable("it asks by `is` whether two values are the same object, which a stand-in is not")
-        # Numbers as names rather than values: `self.steps` may change after fusing.
-        try:
-            live = _trace(module, live=True, training=module.training)
-        except Exception:
-            live = None
+        # Numbers as names rather than values: `self.steps` may change after fusing. Or its mode alone, where a number
+        # decides what is done.
+        live = _with_names(module, training, "all") or _with_names(module, training, "training")
     except Untraceable:
         raise
     except Exception as error:
@@ -207,9 +206,18 @@ def trace_forward(module: nn.Module) -> Forward:
         drawn = restore(randomness)
     if drawn:
         raise Untraceable("it draws random numbers that a graph would freeze")
-    if live is not None and _skeleton(live) == _skeleton(training):
+    if live is not None:
         return Forward(live.graph, live.read, False)
     return Forward(training.graph, training.read - {"training"}, "training" in training.read)
+
+
+def _with_names(module: nn.Module, training: _Trace, names: str) -> _Trace | None:
+    """The forward with names for its module's numbers, or its mode alone, where it is the same one then."""
+    try:
+        live = _trace(module, live=names, training=module.training)
+    except Exception:
+        return None
+    return live if _skeleton(live) == _skeleton(training) else None
 
 
 def _catches(code: Any) -> bool:
@@ -281,7 +289,7 @@ def _switches(module: nn.Module) -> list[tuple[str, Any, bool]]:
 def _same_otherwise(module: nn.Module, trace: _Trace) -> bool:
     """Whether the forward does the same, or says that it cannot, where its values are not the tensors assumed."""
     try:
-        other = _trace(module, live=False, training=True, otherwise=True)
+        other = _trace(module, training=True, otherwise=True)
     except Exception as error:
         last = error.__traceback__
         while last is not None and last.tb_next is not None:
@@ -316,7 +324,7 @@ def _inner_modules(module: nn.Module, training: bool, other_numbers: bool) -> It
 def _trace(
     module: nn.Module,
     *,
-    live: bool,
+    live: str = "",
     training: bool,
     children: bool | None = None,
     other_numbers: bool = False,
@@ -338,7 +346,7 @@ def _trace(
             return value
         if isinstance(value, (nn.Module, Tensor, fx.Proxy)):
             return value
-        if live and name in self.__dict__ and (type(value) in (int, float) or name == "training"):
+        if name in self.__dict__ and ((live and name == "training") or (live == "all" and type(value) in (int, float))):
             named.add(name)
             return tracer.create_proxy("get_attr", name, (), {})
         read.add(name)

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from snnfast.fusion.modules import time_steps
 from snnfast.layers import OverTime
 
 __all__ = ["IN_PLACE", "Questions", "Rest", "StandIn", "Untraceable", "kind_of", "length_of"]
@@ -366,7 +367,7 @@ def _find_kind(node: fx.Node, module: nn.Module) -> type | None:
             return _ATTRIBUTES[str(node.args[1])]
         case "call_function" if node.target is operator.getitem and kinds(node.args[:1]) == [torch.Size]:
             return torch.Size if isinstance(node.args[1], slice) else int
-        case "call_function" if node.target is _len:
+        case "call_function" if node.target in (_len, time_steps):
             return int
         case "call_function" if node.target in _ARITHMETIC:
             found = kinds(node.args)

@@ -64,6 +64,10 @@ def tools() -> None:
     assert_type(report, sf.FuseReport)
     assert_type([entry.neuron for entry in report.fused], list[str])
     assert_type([entry.reason for entry in report.left], list[str])
+    spiking = sf.to_spiking(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.rand(2, 4), steps=2)
+    assert_type(spiking, sf.SpikingNetwork)
+    assert_type(spiking(torch.rand(2, 4), steps=3), Tensor)
+    assert_type(spiking.report, sf.SpikingReport)
     with sf.pack_spikes(network) as packed:
         network(CURRENT)
     assert_type(packed, sf.pack_spikes)
@@ -109,6 +113,7 @@ def never_called() -> None:
     sf.functional.leaky_integrate_and_fire([1.0])  # type: ignore[call-overload]
     sf.surrogate.Triangle(2.0)  # type: ignore[call-arg]
     sf.fuse([])  # type: ignore[arg-type]
+    sf.to_spiking(nn.ReLU(), [1.0])  # type: ignore[arg-type]
     models.plain_net(layers="3")  # type: ignore[arg-type]
     training.TrainOptions(epoch=1)  # type: ignore[call-arg]
 
