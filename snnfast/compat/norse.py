@@ -6,7 +6,6 @@ its input, i_t = a i_{t-1} + x_t with a = 1 - dt/tau_syn: a leaky neuron that ne
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 from typing import Any
@@ -161,14 +160,14 @@ def _surrogate(method: str, alpha: Any) -> Surrogate:
     return shape_like(candidates, lambda d: threshold(d, method, torch.as_tensor(sharpness)), repr(method))
 
 
-@functools.cache
 def _class(name: str, kind: type) -> type[Sequence]:
     """The class of the layers for a neuron, or for a cell of that name that ``kind`` lifts."""
-    layer: Any = IF if name.startswith("IAF") else LIF
     own = f"Norse{name}"
-    found = type(own, (Sequence, layer, kind), {"__module__": __name__, "__doc__": f"{name} on the kernels here."})
-    globals()[own] = found  # where pickle looks for it
-    return found
+    if own not in globals():  # where pickle looks for it
+        layer: Any = IF if name.startswith("IAF") else LIF
+        body = {"__module__": __name__, "__doc__": f"{name} on the kernels here."}
+        globals()[own] = type(own, (Sequence, layer, kind), body)
+    return globals()[own]
 
 
 def __getattr__(name: str) -> Any:

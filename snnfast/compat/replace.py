@@ -100,7 +100,8 @@ def replace_neurons(model: nn.Module, strict: bool = False) -> ReplaceReport:
     left: list[LeftNeuron] = []
     for name, module in model.named_modules():
         library = _library_of(module, libraries)
-        if library is None or any(name.startswith(f"{entry.name}.") for entry in (*replaced, *left)):
+        seen = [*(entry.name for entry in replaced), *(entry.name for entry in left)]
+        if library is None or any(name.startswith(f"{outer}.") for outer in seen):
             continue
         if module is model:
             raise ValueError(

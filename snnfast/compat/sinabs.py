@@ -43,12 +43,13 @@ class Stateful(ForeignNeuron):
         else:
             super(Layer, self).__setattr__(name, value)
 
-    def forward(self, input_data: Tensor) -> Tensor:
+    def forward(self, input_data: Tensor) -> Tensor:  # type: ignore[override]
         """Spikes of all steps of [B, T, ...]; of [B·T, ...] for a ``Squeeze`` form."""
         if isinstance(input_data, fx.Proxy):
             return as_leaf(self, input_data)
-        if hasattr(self, "squeeze_forward"):
-            return self.squeeze_forward(input_data, self._steps)
+        squeeze: Any = getattr(self, "squeeze_forward", None)
+        if squeeze is not None:
+            return squeeze(input_data, self._steps)
         return self._steps(input_data)
 
     def _steps(self, current: Tensor) -> Tensor:

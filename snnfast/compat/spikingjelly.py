@@ -118,7 +118,7 @@ class Node(ForeignNeuron):
         else:
             self.reset, self.reset_value = "hard", value
 
-    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Any:
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
         """All steps of ``x`` [T, B, ...], or one [B, ...], as ``step_mode`` (or the library's class) says."""
         if isinstance(x, fx.Proxy):
             return as_leaf(self, x, *arguments, **named)
@@ -131,7 +131,8 @@ class Node(ForeignNeuron):
             return spikes
         spikes, potential = self._steps(x[None])
         if potential is not None and hasattr(self, "_append_v_seq"):
-            self._append_v_seq(self.v)
+            library: Any = self
+            library._append_v_seq(self.v)
         return spikes[0]
 
     def _steps(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -281,8 +282,8 @@ def adopt(node: Any) -> Node:
         options |= {"decay_input": node.decay_input, **leak}
     layer = take_over(found, made(found, **options), node, _REPLACED)
     for memory in ("v_threshold", "v_reset"):  # clock_driven keeps them among the states
-        layer._memories.pop(memory, None)
-        layer._memories_rv.pop(memory, None)
+        for states in ("_memories", "_memories_rv"):
+            layer.__dict__[states].pop(memory, None)
     return layer
 
 
