@@ -68,8 +68,8 @@ class NormalizedBefore(nn.Module):
     def __init__(self, layer: BatchNormNeuron) -> None:
         super().__init__()
         assert isinstance(layer, Neuron)
-        kind = LIF if isinstance(layer, LIF) else IF
-        self.neuron = kind(**layer._options(), time_dim=layer.time_dim)
+        kind: Any = LIF if isinstance(layer, LIF) else IF
+        self.neuron: Neuron = kind(**layer._options(), time_dim=layer.time_dim)
 
     def forward(self, current: Tensor, residual: Tensor | None = None, steps: int | None = None) -> Tensor:
         if residual is not None:

@@ -112,10 +112,10 @@ class Stream(nn.Module):
 
     def _run(self, given: Tensor, step: torch.Size, held_for: int | None = None) -> Tensor:
         states = [carrier._state for carrier in self._carriers]
-        if step != self._began and any(state is not None for state in states):
+        if self._began not in (None, step) and any(state is not None for state in states):
             raise ValueError(
-                f"a step must have the shape {list(self._began)} with which the sequence began, got {list(step)}: call "
-                "reset() before another batch"
+                f"a step must have the shape {list(self._began or ())} with which the sequence began, got "
+                f"{list(step)}: call reset() before another batch"
             )
         try:
             with torch.no_grad():
@@ -139,7 +139,7 @@ class Stream(nn.Module):
     def extra_repr(self) -> str:
         shown = [f"time_dim={self.time_dim}"] if self.time_dim else []
         shown += ["held=True"] if self.held else []
-        return ", ".join([*shown, f"{len(self.folded)} batch norms folded"])
+        return ", ".join([*shown, f"folded={len(self.folded)}"])
 
 
 def streaming(model: nn.Module, sample: Tensor) -> Stream:
@@ -176,6 +176,7 @@ def streaming(model: nn.Module, sample: Tensor) -> Stream:
     check_model_and_sample(model, sample)
     if not isinstance(sample, Tensor):
         raise TypeError(f"sample must be a tensor, got {type(sample).__name__}{to_tensor('sample', sample)}")
+    dense("sample", sample)
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, Stream):
         raise TypeError("model is a stream already: make another one of the network that it was made of")
@@ -247,6 +248,8 @@ def _made(model: nn.Module, trial: Trial, folds: list[Fold]) -> Stream:
             module.__class__ = OneStepOverTime
         elif type(module) is Readout:
             network = replace(network, module, RunningReadout(module))
-        elif hasattr(module, "in_stream"):
-            network = replace(network, module, module.in_stream())
+        else:
+            in_stream: Any = getattr(module, "in_stream", None)
+            if in_stream is not None:
+                network = replace(network, module, in_stream())
     return Stream(network, trial, tuple(pair.norm for pair in folds))
