@@ -205,4 +205,4 @@ CIFAR = Augmentation()
 are mild ones of our choice."""
 
 CIFAR_STRONG = Augmentation(brightness=0, contrast=0, saturation=0, hue=0, auto=True, cutout=16)
-"""Beyond the paper: flips and crops, AutoAugment's policy for CIFAR-10 in the place of the jitter, and cutout."""
+"""Flips and crops, AutoAugment's policy for CIFAR-10 in the place of the jitter, and cutout. Beyond the paper."""

@@ -21,7 +21,7 @@ SCHEDULES = ("one-cycle", "constant")
 LOSSES = ("sum", "tet")
 """Cross entropy of the logits summed over time (the paper's), and of each step's, averaged (Deng et al. 2022)."""
 COMPILE_MODES = ("default", "reduce-overhead")
-"""Of :func:`torch.compile`; the second replays CUDA graphs on a GPU."""
+"""Of ``torch.compile``; the second replays CUDA graphs on a GPU."""
 SURROGATES: Mapping[str, Callable[..., surrogate.Surrogate]] = surrogate.SHAPES
 AUGMENTATIONS = {"none": None, "cifar": augment.CIFAR, "cifar-strong": augment.CIFAR_STRONG}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -104,7 +104,7 @@ class TrainOptions:
     * ``surrogate``: its shape, one of :data:`SURROGATES`; None: as the model has it, the fast sigmoid.
     * ``augment``: ``cifar`` (:data:`snnfast.data.augment.CIFAR`), ``cifar-strong``
       (:data:`snnfast.data.augment.CIFAR_STRONG`: AutoAugment and cutout), or ``none``.
-    * ``compile``: ``default`` or ``reduce-overhead``, the mode of :func:`torch.compile` under which the network is
+    * ``compile``: ``default`` or ``reduce-overhead``, the mode of ``torch.compile`` under which the network is
       trained; None trains it as it is. The second replays CUDA graphs on a GPU, which was not run here.
     * ``precision``: ``float32``, or ``bfloat16`` by autocast; None is bfloat16 on a GPU and float32 on the CPU.
     * ``seed``: of the initial weights, the order of the images, augmentation and dropout.
