@@ -6,7 +6,9 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import libraries
 import numpy as np
 import pytest
 import torch
@@ -321,21 +323,9 @@ def test_a_network_of_a_graph_trains(nir):
 
 @pytest.fixture(scope="module")
 def spikingjelly(nir):
-    with pytest.MonkeyPatch.context() as patch:  # torchvision beside a CPU build of torch has no such ops
-        original = torch.library.register_fake
-
-        def register_fake(name, *rest, **options):
-            return (lambda f: f) if str(name).startswith("torchvision::") else original(name, *rest, **options)
-
-        patch.setattr(torch.library, "register_fake", register_fake)
-        pytest.importorskip("spikingjelly", reason="spikingjelly is not installed (pip install '.[peers]')")
-        from spikingjelly.activation_based import functional, layer, neuron, nir_exchange
-
-    class Modules:
-        pass
-
-    Modules.functional, Modules.layer, Modules.neuron, Modules.exchange = functional, layer, neuron, nir_exchange
-    return Modules
+    names = ("functional", "layer", "neuron", "nir_exchange")
+    modules = libraries.spikingjelly(*(f"activation_based.{name}" for name in names))
+    return SimpleNamespace(**dict(zip(names, modules, strict=True)))
 
 
 def stepped(step, current: Tensor) -> Tensor:
@@ -359,7 +349,7 @@ def test_spikingjellys_graphs_give_its_spikes(spikingjelly, decay_input):
     with torch.no_grad():
         net[4].bias += 0.4
     current = torch.randn(20, 3, 1, 6, 6)
-    graph = spikingjelly.exchange.export_to_nir(net, current)
+    graph = spikingjelly.nir_exchange.export_to_nir(net, current)
     spikingjelly.functional.reset_net(net)
     network = sf.from_nir(graph, exported_by="spikingjelly")
     expected = net(current)
@@ -373,7 +363,7 @@ def test_spikingjelly_fires_at_the_threshold(spikingjelly):
     nn.init.eye_(net[0].weight)
     spikingjelly.functional.set_step_mode(net, "m")
     current = torch.randint(-4, 5, (30, 3, 4)) / 4
-    graph = spikingjelly.exchange.export_to_nir(net, current)
+    graph = spikingjelly.nir_exchange.export_to_nir(net, current)
     spikingjelly.functional.reset_net(net)
     expected = net(current)
     assert torch.equal(sf.from_nir(graph, exported_by="spikingjelly")(current), expected)
@@ -386,7 +376,7 @@ def test_spikingjelly_takes_what_is_written_here(spikingjelly):
     with torch.no_grad():
         model[2].bias += 0.3
     current = torch.randn(12, 3, 6)
-    net = spikingjelly.exchange.import_from_nir(sf.to_nir(model, current), step_mode="m")
+    net = spikingjelly.nir_exchange.import_from_nir(sf.to_nir(model, current), step_mode="m")
     assert torch.equal(net(current)[0], model(current)) and busy(model(current))
 
 

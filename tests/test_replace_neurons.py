@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from libraries import spikingjelly
 from replacing import currents, same, swapped
-from spikingjelly_cases import load
 from torch import Tensor, nn
 
 import snnfast as sf
@@ -26,7 +26,7 @@ def jelly() -> Any:
     class Modules:
         pass
 
-    for name, module in zip(names, load(*(f"activation_based.{name}" for name in names)), strict=True):
+    for name, module in zip(names, spikingjelly(*(f"activation_based.{name}" for name in names)), strict=True):
         setattr(Modules, name, module)
     return Modules
 
@@ -361,7 +361,7 @@ ZOO = {
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_neuron_of_the_librarys_own_networks_is_replaced_and_most_fused(jelly: Any, name: str) -> None:
-    (room,) = load(f"activation_based.model.{name}")
+    (room,) = spikingjelly(f"activation_based.model.{name}")
     kind, neurons, fused = ZOO[name]
     options = {"cnf": "ADD"} if name == "sew_resnet" else {}
     torch.manual_seed(0)
@@ -388,7 +388,7 @@ def test_every_neuron_of_the_librarys_own_networks_is_replaced_and_most_fused(je
 
 
 def test_spikformers_neurons_are_replaced_and_its_perceptrons_fused(jelly: Any) -> None:
-    (room,) = load("activation_based.model.spikformer")
+    (room,) = spikingjelly("activation_based.model.spikformer")
     if not hasattr(room, "Spikformer"):
         pytest.skip("this version of spikingjelly has no Spikformer")
     torch.manual_seed(0)
@@ -406,7 +406,7 @@ def test_spikformers_neurons_are_replaced_and_its_perceptrons_fused(jelly: Any) 
 
 @pytest.fixture(scope="module")
 def clock_driven() -> Any:
-    neuron, functional = load("clock_driven.neuron", "clock_driven.functional")
+    neuron, functional = spikingjelly("clock_driven.neuron", "clock_driven.functional")
 
     class Modules:
         pass

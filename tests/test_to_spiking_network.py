@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from ann_networks import MLP, VGG, BasicBlock, Plain, ResNet
+from libraries import without_torchvisions_operators
 from torch import nn
 from torch.nn import functional as F
 
@@ -387,18 +388,10 @@ def test_wrong_arguments_are_named():
 
 
 @pytest.fixture
-def torchvision(monkeypatch):
-    """torchvision's models; beside a torch for CPUs alone its compiled operators, unused by them, are missing."""
-    register = torch.library.register_fake
-
-    def skipping(name, *args, **kwargs):
-        if isinstance(name, str) and name.startswith("torchvision::"):
-            return lambda function: function
-        return register(name, *args, **kwargs)
-
-    monkeypatch.setattr(torch.library, "register_fake", skipping)
-    pytest.importorskip("torchvision", reason="torchvision is not installed: its networks are not tried")
-    from torchvision import models
+def torchvision():
+    with without_torchvisions_operators():
+        pytest.importorskip("torchvision", reason="torchvision is not installed: its networks are not tried")
+        from torchvision import models
 
     return models
 

@@ -73,7 +73,8 @@ def measure(settings: Settings, context: Context) -> Outcome:
     data = images_of(settings, context)
     training, validation, notes = {}, {}, []
     for kind, words in KINDS.items():
-        model = network(settings.model, data, context, batch_norm=kind == "with", **settings.options)
+        options = {"batch_norm": kind == "with", "fire_on_equal": True, **settings.options}
+        model = network(settings.model, data, context, **options)
         if kind == "without":
             batches = Again(data.train, 100, settings.threshold_images)
             thresholds = normalize_thresholds(model, batches)
@@ -85,6 +86,10 @@ def measure(settings: Settings, context: Context) -> Outcome:
         notes.append(f"γ {words}: {sharpness}.")
         context.say(f"  {words}, γ = {sharpness}")
         training[kind], validation[kind] = _curves(model, data, context, settings)
+    notes.append(
+        "Potentials equal to the threshold fire, in both: where thresholds are the largest currents, a neuron that has to "
+        "exceed its own fires a step later in each layer, and within ten steps no spike comes through all of them."
+    )
     notes.insert(
         0,
         f"{in_words(data, settings.model, settings.options)}, {training_in_words({**RATE, **settings.training})}. The "

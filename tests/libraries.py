@@ -1,18 +1,20 @@
-"""SpikingJelly as tests import it: also beside a CPU build of torch, where torchvision alone fails to be imported."""
+"""Other libraries as tests import them: also beside a CPU build of torch, where torchvision alone is not importable."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 
-def load(*names: str) -> list[Any]:
-    """Modules of the library, or a skip that says why there are none."""
+@contextmanager
+def without_torchvisions_operators() -> Iterator[None]:
+    """Lets PyPI's torchvision be imported: it makes stand-ins for operators that a CPU build of torch has not."""
     with pytest.MonkeyPatch.context() as patch:
-        # PyPI's torchvision beside a CPU build of torch: it has stand-ins for operators that are not there.
         register = torch.library.register_fake
 
         def without_torchvision(op: Any, *args: Any, **options: Any) -> Any:
@@ -21,6 +23,12 @@ def load(*names: str) -> list[Any]:
             return register(op, *args, **options)
 
         patch.setattr(torch.library, "register_fake", without_torchvision)
+        yield
+
+
+def spikingjelly(*names: str) -> list[Any]:
+    """Modules of SpikingJelly, or a skip that says why there are none."""
+    with without_torchvisions_operators():
         pytest.importorskip("spikingjelly", reason="spikingjelly is not installed (pip install '.[peers]')")
         modules = []
         for name in names:
