@@ -87,8 +87,8 @@ def measure(settings: Settings, context: Context) -> Outcome:
         context.say(f"  {words}, γ = {sharpness}")
         training[kind], validation[kind] = _curves(model, data, context, settings)
     notes.append(
-        "Potentials equal to the threshold fire, in both: where thresholds are the largest currents, a neuron that has to "
-        "exceed its own fires a step later in each layer, and within ten steps no spike comes through all of them."
+        "Potentials equal to the threshold fire, in both: where thresholds are the largest currents, a neuron that has "
+        "to exceed its own fires a step later in each layer, and within ten steps no spike comes through all of them."
     )
     notes.insert(
         0,
