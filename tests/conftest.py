@@ -14,6 +14,7 @@ from configurations import CONFIGURATIONS
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from naming import reproduction
+from nir_cases import nir, seeded  # noqa: F401  fixtures
 
 import snnfast
 from snnfast import backends

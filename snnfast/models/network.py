@@ -136,7 +136,7 @@ class Network(nn.Module):
     head: nn.Module
     classifier: SummedLinear
     holds_images = True
-    """Images have no time axis; snnfast.to_nir asks."""
+    """Whether images come without a time axis, which snnfast.to_nir asks."""
     adds_spikes = False
     """Whether a layer reads the sum of several neurons' spikes, so that no weight is one neuron's alone."""
 
