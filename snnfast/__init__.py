@@ -17,6 +17,7 @@ from snnfast.ann.report import SpikingReport
 from snnfast.backends import build_info
 from snnfast.check import CheckReport, check
 from snnfast.compat.replace import ReplaceReport, replace_neurons
+from snnfast.compat.weights import WeightsReport, load_weights
 from snnfast.exchange.nir import from_nir, to_nir
 from snnfast.fusion.apply import FuseReport, fuse
 from snnfast.layers import IF, LIF, BatchNormIF, BatchNormLIF, OverTime, Readout, detach_state, reset_state
@@ -38,6 +39,7 @@ __all__ = [
     "SpikingNetwork",
     "SpikingReport",
     "Stream",
+    "WeightsReport",
     "__version__",
     "activity_report",
     "build_info",
@@ -46,6 +48,7 @@ __all__ = [
     "from_nir",
     "functional",
     "fuse",
+    "load_weights",
     "memory_report",
     "pack_spikes",
     "reference",

@@ -183,6 +183,9 @@ def layer_entries() -> dict[str, Entry]:
             sf.OverTime(nn.Identity()).forward, {"over_time": X}, over_time, {"over_time": ("OverTime",)}
         ),
         "fuse": Entry(sf.fuse, {"model": net()}, {"model": "module"}),
+        "load_weights": Entry(
+            sf.load_weights, {"model": net(), "state_dict": net().state_dict()}, {"model": "module", "strict": "flag"}
+        ),
         "replace_neurons": Entry(sf.replace_neurons, {"model": net()}, {"model": "module", "strict": "flag"}),
         "to_spiking": Entry(
             sf.to_spiking,
@@ -446,7 +449,9 @@ RECORDS = "a record of results, made by the package"
 PARTS = "a part that the networks are made of, by the package"
 LEFT_OUT = {
     **dict.fromkeys(["GammaSearch", "GradientProfile", "SignalProfile", "LearningRateRange", "ImageData"], RECORDS),
-    **dict.fromkeys(["FuseReport", "CheckReport", "ActivityReport", "ReplaceReport", "SpikingReport"], RECORDS),
+    **dict.fromkeys(
+        ["FuseReport", "CheckReport", "ActivityReport", "ReplaceReport", "SpikingReport", "WeightsReport"], RECORDS
+    ),
     **dict.fromkeys(["Network", "FeedForwardNet", "ResNet", "ResidualBlock", "SummedLinear", "ReLU"], PARTS),
     **dict.fromkeys(["MembraneResNet", "MembraneBlock"], PARTS),
     **dict.fromkeys(["SpikeElementWiseResNet", "SpikeElementWiseBlock"], PARTS),

@@ -70,6 +70,8 @@ class OverTime(Layer):
 
     The module must treat its batch dimension as such (nn.Conv2d, nn.Linear, pooling; nn.BatchNorm2d then takes its
     statistics over time and batch, as the paper does). Time and batch are merged without a copy where memory allows.
+    Its state dict has the module's under ``module.``; loading takes keys without that too, those of the same network
+    without time.
 
     Args:
         module: any module of one tensor.
@@ -96,6 +98,14 @@ class OverTime(Layer):
         if name == "module" and not isinstance(value, nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(value).__name__}")
         super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Keys of a network in which nothing is around the module: of an ANN, or another library's.
+        for name in self.module.state_dict():
+            bare, own = prefix + name, f"{prefix}module.{name}"
+            if bare in state_dict and own not in state_dict:
+                state_dict[own] = state_dict.pop(bare)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, over_time: Tensor) -> Tensor:
         if isinstance(over_time, fx.Proxy):
