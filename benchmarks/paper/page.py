@@ -54,8 +54,8 @@ def index(folder: Path, names: Sequence[str]) -> str:
     intro = (
         "<h1>Training Deep Spiking Neural Networks, reproduced</h1>"
         "<p>The tables and figures of Ledinauskas, Ruseckas, Juršėnas and Buračas (arXiv 2006.04436), each as one "
-        "command. Verdicts are inequalities that were fixed before anything was measured, but for those that a table's "
-        "own notes name.</p>"
+        "command. Verdicts are inequalities that were fixed before anything was measured, but for those that a "
+        "table's or figure's own notes name.</p>"
         f"<p><strong>{shown} of {len(verdicts)} verdicts shown.</strong> {_verdict_links(there)}</p>"
     )
     if missing:

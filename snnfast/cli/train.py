@@ -121,8 +121,7 @@ def _add_optimization(parser: argparse.ArgumentParser) -> None:
         type=_number_or_word,
         metavar="VALUE",
         help="sharpness of the surrogate, or tune: balance the gradients first (default: "
-        f"{default('gamma', unset='that of the shape')}; tune with other spiking networks than "
-        f"{' and '.join(training.UNBALANCED)})",
+        f"{default('gamma', unset='that of the shape')}; with another spiking network tune)",
     )
     parser.add_argument(
         "--surrogate", metavar="NAME", help=f"its shape: {', '.join(training.SURROGATES)} (default: FastSigmoid)"
