@@ -101,10 +101,11 @@ class OverTime(Layer):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Keys of a network in which nothing is around the module: of an ANN, or another library's.
-        for name in self.module.state_dict():
-            bare, own = prefix + name, f"{prefix}module.{name}"
-            if bare in state_dict and own not in state_dict:
-                state_dict[own] = state_dict.pop(bare)
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key[len(prefix) :]
+            own = name.startswith("module.") and _has(self.module, name.removeprefix("module."))
+            if not own and _has(self.module, name):
+                state_dict[f"{prefix}module.{name}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, over_time: Tensor) -> Tensor:
@@ -118,3 +119,13 @@ class OverTime(Layer):
         if not kept:
             raise wrong_result(self.module, merged, result)
         return result.unflatten(0, over_time.shape[:2])
+
+
+def _has(module: nn.Module | None, name: str) -> bool:
+    """Whether a module's state dict may have a key."""
+    *path, last = name.split(".")
+    for part in path:
+        module = None if module is None else module._modules.get(part)
+    if module is None:
+        return False
+    return last in module._parameters or last in module._buffers or last in getattr(module, "_numbers", ())
