@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +183,15 @@ def test_copies_pickles_and_moves_keep_the_layer_and_its_state(jelly: Any) -> No
         assert torch.equal(other(x), expected)
         assert other[8].tau_logit is other[8].w
     assert others[0].float()[2].v.dtype == torch.float32
+
+
+def test_a_pickle_is_read_where_no_layer_was_made_before(jelly: Any, tmp_path: Path) -> None:
+    ours = swapped(nn.Sequential(jelly.layer.BatchNorm2d(2, step_mode="m"), node(jelly, "IF"), node(jelly, "PLIF")))
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(ours))
+    read = "import pickle, pathlib; m = pickle.loads(pathlib.Path('model.pkl').read_bytes()); print(*map(repr, m))"
+    done = subprocess.run([sys.executable, "-P", "-c", read], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == " ".join(map(repr, ours)).splitlines()
 
 
 def test_options_under_the_librarys_names_and_ours_are_the_same(jelly: Any) -> None:

@@ -212,7 +212,7 @@ def test_sinabs_parameters_stay_the_librarys(sinabs: Any) -> None:
     for network in (theirs, ours):
         network[0].reset_states()
     same(theirs, ours, currents(3, 6, 40, dtype=torch.float32), **CLOSE)
-    with pytest.raises(AttributeError, match="threshold is the library's spike_threshold in SinabsLIF"):
+    with pytest.raises(AttributeError, match="threshold is the library's spike_threshold in LIF"):
         ours[0].threshold = 1.0
 
 

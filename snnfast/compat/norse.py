@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from snnfast import surrogate
 from snnfast.autograd import integrate
-from snnfast.compat.foreign import ForeignNeuron, Refused, made, shape_like, take_over
+from snnfast.compat.foreign import ForeignNeuron, Refused, adopted, shape_like
 from snnfast.dynamics import Dynamics, make_dynamics
 from snnfast.layers.base import as_leaf
 from snnfast.layers.neuron import IF, LIF
@@ -119,8 +119,7 @@ def adopt(module: Any) -> Sequence:
     if family == "LIF":
         tau = _time_constant("synapse", neuron.dt * numbers["tau_syn_inv"])
         synapse = make_dynamics("LIF", threshold=math.inf, tau=tau, decay_input=False)
-    found = _class(name, type(module))
-    layer = take_over(found, made(found, **options), module)
+    layer = adopted(Sequence, IF if family == "IAF" else LIF, module, options)
     layer.__dict__.update(synapse=synapse, state_kind=family)
     return layer
 
@@ -150,31 +149,10 @@ def _surrogate(method: str, alpha: Any) -> Surrogate:
     threshold = importlib.import_module("norse.torch.functional.threshold").threshold
     sharpness = float(alpha)
     # Its SuperSpike says that it has a sharpness and has none, in 1.1.
-    candidates = [
-        surrogate.FastSigmoid(gamma=1.0),
-        surrogate.FastSigmoid(gamma=sharpness),
-        surrogate.Triangle(gamma=1.0, beta=sharpness),
-    ]
-    if method not in ("super", "triangle"):
-        raise Refused(f"has a surrogate, {method!r}, that is none of the kernels' shapes")
-    return shape_like(candidates, lambda d: threshold(d, method, torch.as_tensor(sharpness)), repr(method))
-
-
-def _class(name: str, kind: type) -> type[Sequence]:
-    """The class of the layers for a neuron, or for a cell of that name that ``kind`` lifts."""
-    own = f"Norse{name}"
-    if own not in globals():  # where pickle looks for it
-        layer: Any = IF if name.startswith("IAF") else LIF
-        body = {"__module__": __name__, "__doc__": f"{name} on the kernels here."}
-        globals()[own] = type(own, (Sequence, layer, kind), body)
-    return globals()[own]
-
-
-def __getattr__(name: str) -> Any:
-    # A layer that was pickled is asked for before its class is made.
-    own = name.removeprefix("Norse")
-    if own != name and own in _NEURONS:
-        return _class(own, getattr(importlib.import_module(_NEURONS[own][0]), own))
-    if own != name and own in _CELLS:
-        return _class(own, importlib.import_module(f"{_MODULE}.lift").Lift)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    candidates: dict[str, list[Surrogate]] = {
+        "super": [surrogate.FastSigmoid(gamma=1.0), surrogate.FastSigmoid(gamma=sharpness)],
+        "triangle": [surrogate.Triangle(gamma=1.0, beta=sharpness)],
+    }
+    return shape_like(
+        candidates.get(method, []), lambda d: threshold(d, method, torch.as_tensor(sharpness)), repr(method)
+    )

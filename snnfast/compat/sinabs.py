@@ -6,6 +6,7 @@ from call to call, threshold and time constants are the library's parameters.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from snnfast import surrogate
 from snnfast.autograd import integrate
-from snnfast.compat.foreign import ForeignNeuron, Refused, made, shape_like, take_over, value_of
+from snnfast.compat.foreign import ForeignNeuron, Refused, adopted, shape_like, value_of
 from snnfast.layers.base import Layer, as_leaf
 from snnfast.layers.neuron import IF, LIF
 from snnfast.ops.options import LAST, POTENTIAL, states_of
@@ -69,11 +70,6 @@ class Stateful(ForeignNeuron):
         self.firing_rate = spikes.mean()
         return spikes
 
-    def _after_reset(self, potential: Tensor, spikes: Tensor) -> Tensor:
-        if self.reset == "soft":
-            return potential - spikes * self.spike_threshold
-        return potential * (spikes == 0)
-
     @property
     def threshold(self) -> Tensor:  # type: ignore[override]
         """The library's ``spike_threshold``."""
@@ -102,11 +98,9 @@ class Stateful(ForeignNeuron):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # The library's makes a new layer by its constructor.
-        import copy
-
-        other = self.__class__.__new__(self.__class__)
-        memo[id(self)] = other
-        other.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        make, bases, state = self.__reduce_ex__(4)
+        memo[id(self)] = other = make(*bases)
+        other.__setstate__(copy.deepcopy(state, memo))
         return other
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,7 +146,7 @@ def adopt(module: Any) -> Stateful:
     threshold = module.spike_threshold
     if threshold.numel() != 1 or threshold.requires_grad:
         raise Refused("has a spike_threshold that is learned or not one number")
-    found = _class(name, type(module))
+    plain = IF if name.startswith("IAF") else LIF
     options: dict[str, Any] = {
         **_reset(module.reset_fn, activation, threshold.item()),
         "threshold": threshold.detach().reshape(()),
@@ -161,12 +155,12 @@ def adopt(module: Any) -> Stateful:
         "time_dim": 1,
         "carry_state": True,
     }
-    if issubclass(found, LIF):
+    if plain is LIF:
         alpha = module.alpha_mem_calculated.detach()
         if alpha.numel() != 1 or not 0 < alpha.item() < 1:
             raise Refused("has a decay of the potential that is not one number between 0 and 1")
         options |= {"tau": torch.as_tensor(1 / (1 - alpha.item())), "decay_input": module.norm_input}
-    layer = take_over(found, made(found, **options), module)
+    layer = adopted(Stateful, plain, module, options)
     layer.__dict__["_started"] = {}
     return layer
 
@@ -189,24 +183,5 @@ def _surrogate(function: Any, threshold: Tensor) -> Surrogate:
     elif name == "Gaussian" and function.mu == 0:
         height = function.grad_scale / (function.sigma * math.sqrt(2 * math.pi))
         candidates = [surrogate.Gaussian(gamma=1 / (function.sigma * math.sqrt(2)), beta=height)]
-    if not candidates:
-        raise Refused(f"has a surrogate, {function!r}, that is none of the kernels' shapes")
     spike = importlib.import_module("sinabs.activation").SingleSpike
     return shape_like(candidates, lambda d: spike.apply(d + threshold, threshold, function), repr(function))
-
-
-def _class(name: str, kind: type) -> type[Stateful]:
-    own = f"Sinabs{name}"
-    if own not in globals():  # where pickle looks for it
-        layer: Any = IF if name.startswith("IAF") else LIF
-        body = {"__module__": __name__, "__doc__": f"{name} on the kernels here."}
-        globals()[own] = type(own, (Stateful, layer, kind), body)
-    return globals()[own]
-
-
-def __getattr__(name: str) -> Any:
-    # A layer that was pickled is asked for before its class is made.
-    own = name.removeprefix("Sinabs")
-    if own != name and own in _KNOWN:
-        return _class(own, getattr(importlib.import_module("sinabs.layers"), own))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import ModuleType
@@ -21,9 +20,9 @@ from torch import Tensor, fx, nn
 
 from snnfast import surrogate
 from snnfast.autograd import integrate
-from snnfast.compat.foreign import ForeignNeuron, Refused, made, shape_like, take_over, value_of
+from snnfast.compat.foreign import ForeignNeuron, Refused, adopted, shape_like, value_of
 from snnfast.layers.base import Layer, as_leaf
-from snnfast.layers.neuron import IF, LIF
+from snnfast.layers.neuron import _OPTIONS, IF, LIF
 from snnfast.ops.options import LAST, POTENTIAL, states_of
 from snnfast.surrogate import Surrogate
 
@@ -58,8 +57,6 @@ def surrogate_of(function: Any) -> Surrogate:
         found = [_SURROGATES[known](float(alpha))]
     elif known == "PiecewiseLeakyReLU" and function.c == 0:
         found = [surrogate.Rectangle(gamma=1 / function.w, beta=height / function.w) for height in (0.5, 1.0)]
-    if not found:
-        raise Refused(f"has a surrogate, {function!r}, that is none of the kernels' shapes")
     return shape_like(found, lambda d: function.spiking_function(d, **_parameters_of(function)), repr(function))
 
 
@@ -87,7 +84,7 @@ class Node(ForeignNeuron):
     surrogate_function: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OPTIONS:
+        if name in _OWN:
             super().__setattr__(name, value)
             return
         if name == "surrogate_function":
@@ -125,7 +122,7 @@ class Node(ForeignNeuron):
         if not getattr(self.surrogate_function, "spiking", True):
             # The library's, which then gives the surrogate itself in the place of spikes.
             return super(Layer, self).forward(x, *arguments, **named)  # type: ignore[misc]
-        if self.step_mode == "m" if self._multi_step is None else self._multi_step:
+        if self._takes_all_steps():
             spikes, potential = self._steps(x)
             self.v_seq = None if potential is None else self._after_reset(potential, spikes)
             return spikes
@@ -134,6 +131,9 @@ class Node(ForeignNeuron):
             library: Any = self
             library._append_v_seq(self.v)
         return spikes[0]
+
+    def _takes_all_steps(self) -> bool:
+        return self.step_mode == "m" if self._multi_step is None else self._multi_step
 
     def _steps(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
         """Spikes of all steps, and the potentials before the reset where they are wanted; the state goes on."""
@@ -155,14 +155,6 @@ class Node(ForeignNeuron):
         if v.is_inference() and not torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
             v = v.clone()  # backward may not keep an inference tensor
         return v.to(current.device)
-
-    def _after_reset(self, potential: Tensor, spikes: Tensor) -> Tensor:
-        """The potentials that the library keeps."""
-        fired = spikes.detach() if self.detach_reset else spikes
-        fired = fired.to(potential.dtype)
-        if self.reset == "soft":
-            return potential - fired * self.threshold
-        return (1 - fired) * potential + fired * self.reset_value
 
     @property
     def state(self) -> Tensor | None:
@@ -189,7 +181,7 @@ class Node(ForeignNeuron):
         return state
 
     def _why_not_fused(self) -> str | None:
-        if self.step_mode == "s" if self._multi_step is None else not self._multi_step:
+        if not self._takes_all_steps():
             return "takes one step a call"
         if self.__dict__.get("_store_v_seq", False):
             return "keeps its potentials (store_v_seq)"
@@ -214,10 +206,7 @@ class LearnedLeak(Node):
         return self.w
 
 
-_OPTIONS = {
-    *("threshold", "reset", "reset_value", "surrogate", "detach_reset", "fire_on_equal", "delay"),
-    *("tau", "decay_input", "time_dim", "carry_state", "training"),
-}
+_OWN = {*_OPTIONS, "threshold", "tau", "decay_input", "time_dim", "carry_state", "training"}
 
 
 @contextmanager
@@ -260,13 +249,13 @@ def of_library(module: nn.Module) -> bool:
 def adopt(node: Any) -> Node:
     """The layer that takes a node's place; raises :class:`Refused`."""
     kind = type(node)
-    found = _classes().get(kind)
-    if found is None:
+    if kind.__name__ not in _KNOWN or not kind.__module__.startswith(_ROOMS):
         raise Refused(f"is {kind.__name__}, whose dynamics are its own")
     if getattr(node, "backend", "torch") not in ("torch", "cupy"):
         raise Refused(f"runs on the backend {node.backend!r}")
     if getattr(node, "_neuron_precision", None) is not None:
         raise Refused(f"has a precision of its own, {node._neuron_precision}")
+    plain, learned = LIF if kind.__name__ in _LEAKY else IF, "Parametric" in kind.__name__
     options: dict[str, Any] = {
         "threshold": node.v_threshold,
         "reset": "soft" if node.v_reset is None else "hard",
@@ -276,11 +265,15 @@ def adopt(node: Any) -> Node:
         "fire_on_equal": True,
         "carry_state": True,
     }
-    if issubclass(found, LIF):
-        learned = issubclass(found, LearnedLeak)
+    if plain is LIF:
         leak = {"tau": 2.0, "learn_tau": True} if learned else {"tau": node.tau}
         options |= {"decay_input": node.decay_input, **leak}
-    layer = take_over(found, made(found, **options), node, _REPLACED)
+    layer = adopted(LearnedLeak if learned else Node, plain, node, options, _REPLACED)
+    clock_driven = "clock_driven" in kind.__module__
+    layer.__dict__.update(
+        _multi_step=kind.__name__.startswith("MultiStep") if clock_driven else None,
+        _keeps_shape=not hasattr(kind, "materialize_states"),
+    )
     for memory in ("v_threshold", "v_reset"):  # clock_driven keeps them among the states
         for states in ("_memories", "_memories_rv"):
             layer.__dict__[states].pop(memory, None)
@@ -288,43 +281,3 @@ def adopt(node: Any) -> Node:
 
 
 _REPLACED = ("v_threshold", "v_reset", "tau", "decay_input", "detach_reset")
-
-
-def _classes() -> dict[type, type[Node]]:
-    """The layer of each of the library's classes, as far as they are loaded."""
-    found = {}
-    for room in _ROOMS:
-        module = sys.modules.get(room)
-        for name in sorted(_KNOWN):
-            kind = getattr(module, name, None)
-            if isinstance(kind, type):
-                found[kind] = globals().get(_name(room, name)) or _make(room, name, kind)
-    return found
-
-
-def _name(room: str, name: str) -> str:
-    return name if "activation_based" in room else f"ClockDriven{name}"
-
-
-def _make(room: str, name: str, kind: type) -> type[Node]:
-    first = LearnedLeak if "Parametric" in name else Node
-    clock_driven = "clock_driven" in room
-    body = {
-        "__module__": __name__,
-        "__qualname__": _name(room, name),
-        "__doc__": f"{room}.{name} on the kernels here; see :class:`Node`.",
-        "_multi_step": name.startswith("MultiStep") if clock_driven else None,
-        "_keeps_shape": not hasattr(kind, "materialize_states"),
-    }
-    layer = type(_name(room, name), (first, LIF if name in _LEAKY else IF, kind), body)
-    globals()[_name(room, name)] = layer  # where pickle looks for it
-    return layer
-
-
-def __getattr__(name: str) -> Any:
-    # A layer that was pickled is asked for before its class is made.
-    for room in _ROOMS:
-        plain = name.removeprefix("ClockDriven")
-        if plain in _KNOWN and _name(room, plain) == name:
-            return globals().get(name) or _make(room, plain, getattr(importlib.import_module(room), plain))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

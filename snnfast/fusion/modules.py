@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._arguments.axes import check_over_time
 from snnfast._arguments.checks import dense, integer
+from snnfast.compat.joined import Joined, joined
 from snnfast.dynamics import check_dtype, not_a_tensor
 from snnfast.layers import LIF, Neuron, OverTime
 from snnfast.layers.neuron import _OPTIONS
@@ -152,7 +152,7 @@ class FusedOverTime(OverTime):
         return _over_time((self.module,), over_time, residual)
 
 
-class FusedContainer(nn.Sequential):
+class FusedContainer(Joined, nn.Sequential):
     """Another library's container with the same: children that see [T·B, ...], the last of which is a fused layer."""
 
     def forward(self, over_time: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -174,32 +174,10 @@ def _over_time(modules: tuple[nn.Module, ...], over_time: Tensor, residual: Tens
     return layer(*fit_residual(residual, over_time))
 
 
-_FUSED_CONTAINERS = {"FusedSeqToANNContainer": ("spikingjelly.activation_based.layer", "SeqToANNContainer")}
-
-
 def fuse_over_time(module: nn.Module) -> None:
     """Lets a module that runs others over time, the last of which is a fused layer now, take a residual too."""
-    if type(module) is OverTime:
-        module.__class__ = FusedOverTime
-    else:
-        module.__class__ = _fused_container(type(module))
-
-
-def _fused_container(kind: type) -> type:
-    name = f"Fused{kind.__name__}"
-    if name not in globals():  # where pickle looks for it
-        globals()[name] = type(
-            name, (FusedContainer, kind), {"__module__": __name__, "__doc__": FusedContainer.__doc__}
-        )
-    return globals()[name]
-
-
-def __getattr__(name: str) -> Any:
-    # A container that was pickled is asked for before its class is made.
-    if name in _FUSED_CONTAINERS:
-        room, kind = _FUSED_CONTAINERS[name]
-        return _fused_container(getattr(importlib.import_module(room), kind))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    kind = type(module)
+    module.__class__ = FusedOverTime if kind is OverTime else joined(FusedContainer, kind)
 
 
 class FusedNeuron(WithNumbers):
