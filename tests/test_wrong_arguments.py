@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from naming import shown
-from public_calls import ENTRIES, KINDS, LEAK, NEURON, TABLES, Entry, Table, X, forgotten_names, forgotten_parameters
+from public_calls import ENTRIES, LEAK, NEURON, TABLES, Entry, Table, X, forgotten_names, forgotten_parameters
 from torch import nn
+from wrong_kinds import KINDS
 
 import snnfast as sf
 
