@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snnfast.data import autoaugment
-from snnfast.data.augment import CIFAR_STRONG, auto_augment, cutout
+from snnfast.data.augment import CIFAR_STRONG, Augmentation, auto_augment, cutout
 
 GREY = (128, 128, 128)
 NEVER = ("invert", 0.0, 0)
@@ -113,6 +113,15 @@ def test_an_operation_has_its_own_probability(
     assert 240 <= changed.sum() <= 360  # 300, of which 15 are one deviation
 
 
+def test_each_step_is_done_or_not_by_itself(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoaugment, "_CIFAR10", ((("invert", 0.5, 0), ("brightness", 0.5, 0)),))
+    many = images[:1].repeat(200, 1, 1, 1)
+    changed = auto_augment(many, generator=seeded())
+    made = (many, 1 - many, 0.1 * many, 0.1 * (1 - many))
+    shares = [torch.isclose(changed, one).flatten(1).all(1).float().mean() for one in made]
+    assert min(shares) > 0.15 and sum(shares) == pytest.approx(1)  # a quarter each
+
+
 def test_the_two_steps_follow_each_other(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoaugment, "_CIFAR10", ((("solarize", 1.0, 5), ("auto_contrast", 1.0, 0)),))
     both = auto_augment(images, generator=seeded())
@@ -176,6 +185,10 @@ def test_the_strong_augmentation_cuts_and_changes_colours_after_flip_and_crop(im
     assert not torch.equal(strong, images)
     assert (strong == 0.5).all(1).flatten(1).sum(1).min() >= 8 * 8  # a quarter of the square at a corner
     assert torch.equal(strong, CIFAR_STRONG(images, seeded()))
+    nothing = {"flip": 0.0, "padding": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    alone = Augmentation(**nothing, auto=True)
+    assert torch.equal(alone(images, seeded()), auto_augment(images, generator=seeded()))
+    assert torch.equal(Augmentation(**nothing, cutout=5)(images, seeded()), cutout(images, 5, generator=seeded()))
 
 
 def test_what_has_no_colours_is_refused() -> None:

@@ -80,6 +80,20 @@ def test_the_result_is_the_same_architecture_of_soft_reset_neurons_ready_to_use(
 
 
 @torch.no_grad()
+def test_what_a_spike_would_be_worth_on_a_twins_shortcuts_has_no_part_in_its_conversion():
+    images, found = torch.rand(SHAPE), []
+    for scale in (1.0, 2.0):
+        torch.manual_seed(0)
+        ann = trained_looking(
+            models.resnet11(5, width=4, image_size=16, activation="relu", shortcut_scale=scale), SHAPE
+        )
+        found.append(to_spiking(ann, [images], steps=20))
+    scales = [[block.shortcut.scale for block in spiking.blocks] for spiking in found]
+    assert scales[0] == scales[1] and any(scale != 1 for scale in scales[0])
+    assert torch.equal(*(spiking(images) for spiking in found))
+
+
+@torch.no_grad()
 def test_each_threshold_is_the_largest_current_given_the_earlier_ones(ann):
     images = torch.rand(SHAPE)
     spiking = to_spiking(ann, [images], steps=25)

@@ -117,6 +117,15 @@ def test_figure_4_has_losses_of_both_networks() -> None:
     assert any("over 40 images" in note for note in some.notes)
 
 
+def test_figure_4s_neurons_fire_at_thresholds_that_are_the_largest_currents() -> None:
+    # A strict threshold lets no spike of ten steps through eight layers of it: "its largest input current is 0".
+    settings = fig4.Settings(
+        **IMAGES, model="resnet18", options={"width": 4}, training={"epochs": 1, "batch_size": 48}, every=2, window=2
+    )
+    outcome = fig4.measure(settings, CONTEXT)
+    assert any("Potentials equal to the threshold fire" in note for note in outcome.notes)
+
+
 def test_figure_4_verdicts_are_on_the_last_tenth_and_the_end() -> None:
     falling, level = [9.0] * 18 + [1.0, 1.0], [2.0] * 20
     training, validation = fig4.verdicts({"with": falling, "without": level}, {"with": 3.0, "without": 2.0})
@@ -281,6 +290,9 @@ def test_table_3_has_every_kind_and_seed_and_a_second_data_set_where_it_is_there
     assert list(dict.fromkeys(columns(both.tables[4])["network"])) == list(table3.VARIANTS)[:3]
     assert columns(both.tables[0])["method"][:1] == ["resnet18, backpropagation, identity blocks at first"]
     draw(both)
+    fewer = table3.measure(table3.Settings(**given, seeds=2, seeds_of={table3.PLAIN: 1}), CONTEXT)
+    assert columns(fewer.tables[2])["network"].count(table3.PLAIN) == 1
+    assert columns(fewer.tables[2])["network"].count(table3.CURED) == 2
     absent = table3.Settings(**given, seeds=1, besides=replace(MINIATURE, data="imagenette"))
     alone = table3.measure(absent, replace(CONTEXT, data_dir=str(tmp_path)))
     assert [table.name for table in alone.tables] == [*names, *own]

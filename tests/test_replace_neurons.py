@@ -72,6 +72,28 @@ def test_a_node_has_the_same_spikes_gradients_and_states_from_call_to_call(jelly
     same(theirs, ours, currents(4, 2, 5, seed=7, scale=2.0))  # another batch
 
 
+def test_a_node_fires_at_its_threshold(jelly: Any) -> None:
+    theirs = nn.Sequential(node(jelly, "IF"))
+    quarters = (currents(12, 3, 40, scale=4.0).round() / 4).clamp(-1, 1)  # sums that meet the threshold exactly
+    found = [network(quarters) for network in (theirs, swapped(theirs))]
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], sf.IF()(quarters))
+
+
+def test_a_state_of_another_batch_is_what_it_is_to_the_library(jelly: Any) -> None:
+    theirs = nn.Sequential(node(jelly, "LIF"))
+    ours = swapped(theirs)
+    for network in (theirs, ours):
+        network(currents(4, 3, 5, scale=2.0))
+    other = currents(4, 2, 5, scale=2.0)
+    if hasattr(theirs[0], "materialize_states"):  # forgotten
+        assert torch.equal(ours(other), theirs(other))
+        return
+    for network in (theirs, ours):  # an error, in 0.0.0.0.14
+        with pytest.raises((ValueError, RuntimeError)):
+            network(other)
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_a_node_takes_one_step_a_call_in_single_step_mode(jelly: Any, name: str) -> None:
     theirs = nn.Sequential(node(jelly, name, step_mode="s", store_v_seq=True))

@@ -86,6 +86,21 @@ def test_a_module_that_has_a_child_called_module_is_not_taken_for_a_wrapper() ->
         assert torch.equal(model[0].module.module.weight, next(iter(state.values())))
 
 
+def test_a_networks_own_keys_come_before_others_that_look_the_same() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(2))
+            self.module = nn.Linear(2, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x) * self.weight
+
+    source, model = nn.Sequential(sf.OverTime(Both())), nn.Sequential(sf.OverTime(Both()))
+    model.load_state_dict(source.state_dict())  # "0.module.weight" is Both's, and would be Linear's of a bare Both
+    assert same(model, source)
+
+
 def test_fused_networks_take_them_too() -> None:
     model, source = over_time(), ann()
     assert len(sf.fuse(model).fused) == 1
