@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
+from torch import fx, nn
 
 __all__ = ["Carries", "Layer", "as_leaf"]
 
@@ -45,10 +44,4 @@ class Carries(nn.Module):
         self._state = None
 
     def detach_state(self) -> None:
-        """Keeps the state's values and cuts its graph."""
-        self._state = tree_map_only(Tensor, Tensor.detach, self._state)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # As of a neuron: what is in the middle of a graph can be neither copied nor pickled.
-        state = super().__getstate__()
-        return {**state, "_state": tree_map_only(Tensor, lambda t: t.detach().clone(), state.get("_state"))}
+        """Does nothing: a stream, where these are, keeps no graph."""
