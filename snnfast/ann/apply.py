@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -22,6 +21,7 @@ from snnfast.fusion.match import describe, hook_of
 from snnfast.fusion.modules import check_held
 from snnfast.fusion.recipe import give_forward
 from snnfast.layers import IF, LIF
+from snnfast.layers.base import copied
 from snnfast.surrogate import FastSigmoid, Surrogate
 
 __all__ = ["to_spiking"]
@@ -110,7 +110,7 @@ def to_spiking(
             f"ann is a network of snnfast.models, a {type(ann).__name__}: make it with activation='if' and load its "
             "state dict"
         )
-    flat = flatten(_copy(ann))
+    flat = flatten(copied(ann))
     options |= _device(flat.module) if neuron.get("learn_threshold") or neuron.get("learn_tau") else {}
     seen = look(flat, sample)
     network = _network(flat, steps)
@@ -131,12 +131,6 @@ def _check_placement(neuron: dict[str, Any]) -> None:
             raise TypeError(
                 f"{name} is no option of to_spiking: neurons are where the network is, got {neuron[name]!r}"
             )
-
-
-def _copy(ann: nn.Module) -> nn.Module:
-    """A copy with parameters of its own and the process groups of the other."""
-    groups = [getattr(inner, "process_group", None) for inner in ann.modules()]
-    return deepcopy(ann, {id(group): group for group in groups if group is not None})
 
 
 def _device(ann: nn.Module) -> dict[str, Any]:

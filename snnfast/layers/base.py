@@ -1,18 +1,28 @@
-"""What every layer is to torch.fx and torch.jit, and what carries a state from call to call."""
+"""What every layer is to torch.fx, torch.jit and copies, and what carries a state from call to call."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import fx, nn
 
-__all__ = ["Carries", "Layer", "as_leaf"]
+__all__ = ["Carries", "Layer", "as_leaf", "copied"]
 
 
 def as_leaf(layer: nn.Module, *arguments: Any, **named: Any) -> fx.Proxy:
     """The call of a layer as one node of a torch.fx graph, as those of torch.nn's layers are."""
     tracer: Any = next(a for a in (*arguments, *named.values()) if isinstance(a, fx.Proxy)).tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, named)
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def copied(model: Model) -> Model:
+    """A deep copy. A process group is a handle: the copy takes its statistics over the same one."""
+    groups = [getattr(module, "process_group", None) for module in model.modules()]
+    return deepcopy(model, {id(group): group for group in groups})
 
 
 class Layer(nn.Module):

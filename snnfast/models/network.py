@@ -15,7 +15,7 @@ from snnfast._arguments.checks import integer
 from snnfast._arguments.hints import own_options, refuse, to_floating
 from snnfast.dynamics import not_a_tensor
 from snnfast.layers import LIF, Readout
-from snnfast.layers.base import Carries
+from snnfast.layers.base import Carries, copied
 from snnfast.models.activations import LAYER_TYPES, Activation
 
 __all__ = ["Network", "SummedLinear", "check_images", "check_sizes", "each_step", "named_options", "three_sizes"]
@@ -208,9 +208,7 @@ class Network(nn.Module):
         """
         if activation.batch_norm != self.activation.batch_norm:
             raise ValueError(f"batch_norm must be {self.activation.batch_norm}, as in the network to be copied")
-        # A process group is a handle: the copy takes its statistics over the same one.
-        groups = [getattr(module, "process_group", None) for module in self.modules()]
-        copy = deepcopy(self, {id(group): group for group in groups})
+        copy = copied(self)
         copy.activation = activation
         for name, module in list(copy.named_modules()):
             if isinstance(module, LAYER_TYPES):

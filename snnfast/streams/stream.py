@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from snnfast._arguments.checks import dense, integer
 from snnfast._arguments.hints import to_floating, to_tensor
 from snnfast.dynamics import not_a_tensor
 from snnfast.layers import Neuron, OverTime, Readout, reset_state
+from snnfast.layers.base import copied
 from snnfast.layers.carried import carrying
 from snnfast.memory.report import check_model_and_sample
 from snnfast.streams.carriers import Delayed, OneStepOverTime, RunningReadout
@@ -227,9 +227,8 @@ def _in_full_precision(model: nn.Module, pair: Fold) -> bool:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy in evaluation, at rest and without gradients. A process group is a handle, and stays the same one."""
-    groups = [getattr(module, "process_group", None) for module in model.modules()]
-    copy = deepcopy(model, {id(group): group for group in groups}).eval().requires_grad_(False)
+    """A copy in evaluation, at rest and without gradients."""
+    copy = copied(model).eval().requires_grad_(False)
     for module in copy.modules():
         if isinstance(module, Neuron):
             module.reset_state()
